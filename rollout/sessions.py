@@ -1,0 +1,151 @@
+"""A resource's sessions: seeded, used, closed, or closed for whoever forgot them.
+
+`SessionTable` is what a resource host runs, and what tests and small jobs use directly: it knows neither Ray nor
+processes. The clock is passed in.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+from uuid import uuid4
+
+from rollout.errors import ResourceDown, ToolError, describe, nearest
+from rollout.protocols import Seeded
+from rollout.resource import BoundTool, Resource, as_result, as_score
+from rollout.trajectory import Message, Score, Task, ToolCall, ToolResult, ToolSpec, Transcript
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class _Open:
+    state: Any
+    expires: float
+
+
+@dataclass(slots=True)
+class SessionTable:
+    """Sessions of one resource by id."""
+
+    resource: Resource
+    clock: Callable[[], float] = time.monotonic
+    opened: int = 0
+    closed: int = 0
+    expired: int = 0
+    _seeding: int = 0
+    _open: dict[str, _Open] = field(default_factory=dict[str, _Open])
+    _tools: dict[str, BoundTool] = field(default_factory=dict[str, BoundTool])
+
+    def __post_init__(self) -> None:
+        self._tools = self.resource.bound_tools()
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    @property
+    def specs(self) -> tuple[ToolSpec, ...]:
+        """The tools as the policy is told of them."""
+        return tuple(bound.spec for bound in self._tools.values())
+
+    async def seed(self, task: Task, seed: int, seconds: float) -> tuple[str, tuple[Message, ...]]:
+        """Opens a session that is closed after `seconds` at the latest; its id and the opening messages.
+
+        Raises ResourceDown when the host holds as many as it may.
+        """
+        if len(self._open) + self._seeding >= self.resource.max_sessions:
+            raise ResourceDown(f"{self.resource.name} holds {len(self._open)} sessions, its most")
+        self._seeding += 1
+        try:
+            state = await self.resource.seed_session(task, seed)
+        finally:
+            self._seeding -= 1
+        session_id = uuid4().hex
+        self._open[session_id] = _Open(state, self.clock() + seconds)
+        self.opened += 1
+        return session_id, self.resource.opening(state, task)
+
+    async def call(self, session_id: str, call: ToolCall, seconds: float) -> ToolResult:
+        """Runs one tool under its deadline. Everything but ResourceDown becomes a result the policy reads."""
+        state = self._state(session_id)
+        started = self.clock()
+        try:
+            async with asyncio.timeout(seconds):
+                result = await self._run(state, call)
+        except ResourceDown:
+            raise
+        except ToolError as error:
+            result = ToolResult(f"error: {error}", error=str(error))
+        except TimeoutError:
+            message = f"{call.name} did not answer within {seconds:g} s"
+            result = ToolResult(f"error: {message}", error=message)
+        except Exception as error:  # a tool's bug is the tool's answer: the policy and the row both see it
+            result = ToolResult(f"error: {describe(error)}", error=describe(error))
+        return replace(result, seconds=self.clock() - started)
+
+    async def _run(self, state: Any, call: ToolCall) -> ToolResult:
+        bound = self._tools.get(call.name)
+        if bound is None:
+            raise ToolError(f"there is no tool '{call.name}'{nearest(call.name, self._tools)}")
+        return as_result(await bound.function(state, **bound.parse(call.arguments)))
+
+    async def verify(self, session_id: str, transcript: Transcript, seconds: float) -> Score:
+        """Judges the session's episode within `seconds`; raises what the verifier raises."""
+        async with asyncio.timeout(seconds):
+            return as_score(await self.resource.verify(self._state(session_id), transcript))
+
+    async def close(self, session_id: str) -> None:
+        """Closes a session; unknown ids are closed already."""
+        if (entry := self._open.pop(session_id, None)) is not None:
+            self.closed += 1
+            await self.resource.close(entry.state)
+
+    async def sweep(self) -> int:
+        """Closes the sessions whose time is up; how many there were. One that fails to close stops no other."""
+        now = self.clock()
+        late = [session_id for session_id, entry in self._open.items() if entry.expires <= now]
+        self.expired += len(late)
+        ends = await asyncio.gather(*(self.close(session_id) for session_id in late), return_exceptions=True)
+        for session_id, end in zip(late, ends, strict=True):
+            if isinstance(end, Exception):
+                _LOG.warning("%s: session %s did not close: %s", self.resource.name, session_id, describe(end))
+        return len(late)
+
+    def _state(self, session_id: str) -> Any:
+        if session_id not in self._open:
+            raise ResourceDown(f"{self.resource.name} has no session {session_id}: closed or expired")
+        return self._open[session_id].state
+
+
+@dataclass(frozen=True, slots=True)
+class LocalSession:
+    """A session in this process."""
+
+    table: SessionTable
+    session_id: str
+
+    async def call(self, call: ToolCall, seconds: float) -> ToolResult:
+        return await self.table.call(self.session_id, call, seconds)
+
+    async def verify(self, transcript: Transcript, seconds: float) -> Score:
+        return await self.table.verify(self.session_id, transcript, seconds)
+
+    async def close(self) -> None:
+        await self.table.close(self.session_id)
+
+
+@dataclass(frozen=True, slots=True)
+class LocalSessions:
+    """A resource in this process."""
+
+    table: SessionTable
+
+    async def seed_session(self, task: Task, seed: int, seconds: float) -> Seeded:
+        resource = self.table.resource
+        session_id, messages = await self.table.seed(task, seed, seconds)
+        session = LocalSession(self.table, session_id)
+        return Seeded(session, messages, self.table.specs, resource.text_tool, resource.instructions)
