@@ -1,0 +1,196 @@
+"""The driver: gives leases to runners, commits what they wrote, replaces those that die.
+
+It holds leases and counts, never rows. It is the only committer of the run's table, so what it does not commit never
+happened, and a runner it has given up can do no harm.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from ray.exceptions import RayTaskError
+
+from actors.courier import SILENT_SECONDS
+from actors.runner import Report
+from rollout.dataset import Committer, RowFile, write_file
+from rollout.errors import BoundaryError, RolloutError, boundary
+from rollout.live import Live
+from rollout.rows import to_table
+from rollout.scheduling import Orphan, Scheduler
+from rollout.tally import Tally
+from rollout.trajectory import FailureKind, Lease, StopReason, Trajectory
+
+HOLD_SECONDS = 0.5
+"""How long a runner with nothing to tell is waited for: also how fast the progress view and Ctrl-C react."""
+MAX_DEATHS = 5
+"""Runners that may die one after the other without a row being committed in between."""
+STOP_SECONDS = 60.0
+"""What a runner may take to write what it has when the run is stopped."""
+
+log = logging.getLogger(__name__)
+
+
+class Stuck(RolloutError):
+    """The run cannot go on; what is committed stays and --resume goes on from there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """What rows are called that the driver has to write itself."""
+
+    resource: str
+    agent: str
+    model: str
+
+
+@dataclass(slots=True)
+class Driver:
+    """One run from its first lease to its last commit."""
+
+    scheduler: Scheduler
+    committer: Committer
+    new_runner: Callable[[str], Any]
+    """Starts a runner actor; its `start` has not been called."""
+    end_runner: Callable[[Any], None]
+    live: Live
+    names: Names
+    total: int | None
+    start_seconds: float
+    tally: Tally = field(default_factory=Tally)
+    interrupted: bool = False
+    _runners: dict[str, Any] = field(default_factory=dict[str, Any])
+    _numbers: Iterator[int] = field(default_factory=itertools.count)
+    _deaths: int = 0
+    _fatal: str | None = None
+    _committing: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    async def run(self, runners: int) -> bool:
+        """Plays everything there is; True when all is done, False when it was interrupted with work left.
+
+        Raises Stuck when it cannot go on, UserError when a runner says that the job itself is wrong. Rows that ended
+        are committed in every case.
+        """
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(runners):
+                    group.create_task(self._keep_runner())
+                group.create_task(self._show())
+        except* RolloutError as errors:
+            raise errors.exceptions[0] from None
+        if self._fatal is not None:
+            raise Stuck(self._fatal)
+        return self.scheduler.finished and not self.interrupted
+
+    def interrupt(self) -> None:
+        """Stops handing out; runners break off what they play and write what has ended."""
+        self.interrupted = True
+        self.scheduler.stop()
+
+    @property
+    def _over(self) -> bool:
+        return self.interrupted or self._fatal is not None or self.scheduler.finished
+
+    async def _keep_runner(self) -> None:
+        """One runner after the other in the same place until the run is over."""
+        while not self._over:
+            name = f"runner-{next(self._numbers)}"
+            try:
+                await self._use_runner(name)
+            except BoundaryError as error:
+                await self._bury(name, error.failure.message)
+        self.live.update(self.tally, self.scheduler.running, self.total, None, time.time())
+
+    async def _use_runner(self, name: str) -> None:
+        runner = self.new_runner(name)
+        self._runners[name] = runner
+        self.scheduler.add_runner(name)
+        async with boundary(FailureKind.LOST, name, self.start_seconds):
+            await _answer(runner.start.remote())
+        while not self._over:
+            leases = self.scheduler.assign(name)
+            async with boundary(FailureKind.LOST, name, HOLD_SECONDS + SILENT_SECONDS):
+                report = await _answer(runner.work.remote(leases, self.scheduler.drained, HOLD_SECONDS))
+            await self._absorb(name, report)
+        async with boundary(FailureKind.LOST, name, STOP_SECONDS):
+            report = await _answer(runner.stop.remote())
+        await self._absorb(name, report)
+        self.end_runner(self._runners.pop(name))
+
+    async def _absorb(self, name: str, report: Report) -> None:
+        self.tally += report.tally
+        self.scheduler.finish(name, report.finished)
+        for episode_id, failure in report.given_back:
+            log.info("%s will be tried again: %s at %s: %s", episode_id, failure.kind, failure.where, failure.message)
+            self.scheduler.give_back(name, episode_id)
+        for written in report.files:
+            if self.scheduler.holds(name, written.episode_ids):
+                await self._commit([written.file])
+                self.scheduler.settle(name, written.episode_ids)
+                self._deaths = 0
+        if report.fatal is not None:
+            self._fatal = self._fatal or report.fatal
+            self.scheduler.stop()
+
+    async def _commit(self, files: list[RowFile]) -> None:
+        async with self._committing:
+            try:
+                await asyncio.to_thread(self.committer.commit, files)
+            except OSError as error:
+                raise Stuck(f"{self.committer.folder}: cannot commit: {error.strerror or error}") from error
+
+    async def _bury(self, name: str, why: str) -> None:
+        """Gives a runner up: its samples go to others, or become failed rows when they have no attempt left."""
+        log.warning("%s is lost: %s", name, why)
+        self.end_runner(self._runners.pop(name))
+        orphans = self.scheduler.lose_runner(name, why)
+        self._deaths += 1
+        if orphans:
+            await self._write_orphans(orphans)
+        if self._deaths >= MAX_DEATHS:
+            self._fatal = f"{self._deaths} runners died one after the other, the last one of: {why}"
+            self.scheduler.stop()
+
+    async def _write_orphans(self, orphans: list[Orphan]) -> None:
+        rows = [self._lost(orphan) for orphan in orphans]
+        file = await asyncio.to_thread(lambda: write_file(self.committer.folder, to_table(rows)))
+        await self._commit([file])
+        for row in rows:
+            self.tally += Tally.of(row)
+
+    def _lost(self, orphan: Orphan) -> Trajectory:
+        now = time.time()
+        lease: Lease = orphan.lease
+        return Trajectory(
+            lease=lease,
+            resource=self.names.resource,
+            agent=self.names.agent,
+            model=self.names.model,
+            messages=lease.task.messages,
+            turns=(),
+            stop_reason=StopReason.FAILED,
+            failure=orphan.failure,
+            started_at=now,
+            finished_at=now,
+        )
+
+    async def _show(self) -> None:
+        while not self._over:
+            waiting = None if self._runners else "a runner"
+            self.live.update(self.tally, self.scheduler.running, self.total, waiting, time.time())
+            await asyncio.sleep(HOLD_SECONDS)
+
+
+async def _answer(reference: Any) -> Any:
+    """The answer of a remote call, or the very error that was raised over there."""
+    try:
+        return await reference
+    except RayTaskError as error:
+        if isinstance(error.cause, RolloutError):
+            raise error.cause from None
+        raise

@@ -1,0 +1,231 @@
+"""The model on Ray Serve: one deployment class for every engine, and how it is started and ended.
+
+A replica takes letters (`actors.courier`), lets at most `max_in_flight` of them into its engine and says ready only
+after it has generated something. There is no HTTP proxy: callers hold the deployment's handle.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import re
+import time
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from ray import serve
+from ray.serve.context import _get_global_client
+from ray.serve.exceptions import RayServeException
+from ray.serve.handle import DeploymentHandle
+from ray.serve.schema import ApplicationStatus, LoggingConfig
+
+from actors.courier import Lost, Mailbox
+from actors.engine import EngineFactory, GenerateReply, GenerateRequest, ScriptedEngine, pack_ids
+from actors.placement import Ask, node_totals, shortfall
+from rollout.config import JobConfig, OpenAIConfig, ReplicatedConfig, ScriptedConfig, VllmConfig
+from rollout.errors import RolloutError, UserError
+from rollout.scripted import encode_lines
+from rollout.template import load_template, resolve_model
+from rollout.trajectory import Sampling
+
+DEPLOYMENT = "model"
+"""Name of the deployment in its application."""
+MAX_TRIPS = 10_000
+"""Held trips a replica takes: a few for each process that asks, far below this."""
+POLL_SECONDS = 0.2
+"""How often a starting deployment is looked at."""
+STOP_SECONDS = 10.0
+"""What stopping may take beyond draining."""
+HEALTH_SECONDS = 5.0
+"""How often replicas are looked at once they run; a dead one is noticed as late as that."""
+START_SECONDS = 120.0
+"""How long a replica without a model may take to be ready."""
+STARTS = 2
+"""Tries a deployment's first replicas get before it has failed."""
+
+log = logging.getLogger(__name__)
+
+_RAISED = re.compile(r"(?:[\w.]+\.)?([A-Z]\w*(?:Error|Exception|Exit)): (.+)")
+"""Last line of a traceback."""
+
+
+class ModelReplica:
+    """An engine behind a mailbox. Plain asyncio: `model_app` makes it a deployment."""
+
+    def __init__(self, new_engine: EngineFactory, max_in_flight: int, drain_seconds: float) -> None:
+        self._engine = new_engine()
+        self._max_in_flight = max_in_flight
+        self._places = asyncio.Semaphore(max_in_flight)
+        self._drain_seconds = drain_seconds
+        self._mailbox = Mailbox(self._generate)
+        self._warm = False
+        self._draining = False
+        self._name = _replica_name()
+
+    async def exchange(self, client: str, letters: bytes, hold: float) -> bytes:
+        """Transport; a letter is a GenerateRequest. See `actors.courier`."""
+        return await self._mailbox.exchange(client, letters, hold)
+
+    async def check_health(self) -> None:
+        """Raises when the engine can serve no more. Serve takes the replica in after the first one: it also warms
+        the engine up, whose first completion takes seconds."""
+        await self._engine.check_health()
+        if not self._warm:
+            await self._engine.generate(GenerateRequest("warm-up", "", 0, pack_ids([0] * 8), 2, Sampling()))
+            self._warm = True
+
+    async def drain(self) -> None:
+        """Finishes what is running, takes nothing new, and stops the engine."""
+        self._draining = True
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._drain_seconds):
+                for _ in range(self._max_in_flight):
+                    await self._places.acquire()
+        await self._engine.stop()
+
+    async def _generate(self, request: GenerateRequest) -> GenerateReply:
+        if self._draining:
+            raise Lost(f"replica {self._name} is shutting down")
+        arrived = time.monotonic()
+        async with self._places:
+            waited = time.monotonic() - arrived
+            reply = await self._engine.generate(request)
+        return replace(reply, queue_seconds=reply.queue_seconds + waited, replica=self._name)
+
+
+class _Deployed(ModelReplica):
+    """As Serve ends it: by awaiting its destructor."""
+
+    async def __del__(self) -> None:
+        await self.drain()
+
+
+def _replica_name() -> str:
+    try:
+        return serve.get_replica_context().replica_id.unique_id
+    except RayServeException:
+        return "local"
+
+
+def model_app(
+    config: ReplicatedConfig, engine_factory: EngineFactory, nodes: list[dict[str, float]] | None = None
+) -> serve.Application:
+    """The deployment of a model on a cluster of such nodes."""
+    options: dict[str, Any] = {
+        "name": DEPLOYMENT,
+        "num_replicas": config.replicas,
+        "max_ongoing_requests": MAX_TRIPS,
+        "max_constructor_retry_count": STARTS,
+        "health_check_period_s": HEALTH_SECONDS,
+        "graceful_shutdown_timeout_s": config.drain_seconds + STOP_SECONDS,
+        "graceful_shutdown_wait_loop_s": POLL_SECONDS,
+        "request_router_config": {"request_router_class": "actors.router.SlotRouter"},
+        "logging_config": LoggingConfig(log_level="WARNING", enable_access_log=False),
+        **Ask.of(config).options(nodes or []),
+    }
+    deployment = serve.deployment(_Deployed, **options)
+    return deployment.bind(engine_factory, config.max_in_flight, config.drain_seconds)
+
+
+def engine_factory(config: JobConfig) -> EngineFactory:
+    """What makes the engine of a job inside each replica.
+
+    Raises UserError for what can be seen to be wrong from here: no such folder, a context longer than the model's,
+    an engine argument that vLLM does not know.
+    """
+    model = config.model
+    if isinstance(model, ScriptedConfig):
+        lines = encode_lines(load_template(resolve_model(model.path)), model.turns)
+        return partial(ScriptedEngine, lines, model.latency_seconds, model.latency_spread, config.run.seed)
+    assert isinstance(model, VllmConfig), "an endpoint elsewhere has no replicas"
+    from actors.vllm_engine import VllmEngine, check_config
+
+    return partial(VllmEngine, model, check_config(model))
+
+
+async def deploy(config: JobConfig, name: str, new_engine: EngineFactory | None = None) -> DeploymentHandle:
+    """Starts the replicas of a job as application `name`; they have all generated something when this returns.
+
+    Raises UserError when the cluster has no place for them within scheduler.start_seconds or the job is wrong,
+    RolloutError in one line when a replica cannot start. Nothing is left behind then.
+    """
+    model = config.model
+    assert not isinstance(model, OpenAIConfig), "an endpoint elsewhere has no replicas"
+    new_engine = new_engine or engine_factory(config)
+    try:
+        await asyncio.to_thread(_start, model, new_engine, name)
+        await _until_ready(name, model, config.scheduler.start_seconds)
+    except BaseException:
+        await asyncio.to_thread(undeploy, name)
+        raise
+    return serve.get_deployment_handle(DEPLOYMENT, name)
+
+
+def undeploy(name: str) -> None:
+    """Ends an application: its replicas finish what they have for as long as they may."""
+    try:
+        serve.delete(name)
+    except TimeoutError:
+        log.warning("%s is still draining", name)
+    except RayServeException:
+        log.warning("%s is gone already", name)
+
+
+def _start(model: ReplicatedConfig, new_engine: EngineFactory, name: str) -> None:
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    quiet = LoggingConfig(log_level="WARNING", enable_access_log=False)
+    serve.start(proxy_location="Disabled", logging_config=quiet)
+    target = serve.RunTarget(model_app(model, new_engine, node_totals()), name=name, route_prefix=None)
+    serve.run_many([target], wait_for_applications_running=False)
+
+
+async def _until_ready(name: str, model: ReplicatedConfig, place_seconds: float) -> None:
+    ask = Ask.of(model)
+    ready_seconds = model.start_seconds if isinstance(model, VllmConfig) else START_SECONDS
+    began = placed_at = time.monotonic()
+    placed = 0
+    while True:
+        status, message, now_placed = await asyncio.to_thread(_look, name)
+        if status is ApplicationStatus.RUNNING:
+            return
+        if (error := _failure(message, final=status is ApplicationStatus.DEPLOY_FAILED)) is not None:
+            raise error
+        now = time.monotonic()
+        if now_placed > placed:
+            placed, placed_at = now_placed, now
+        if placed < ask.replicas and now - began > place_seconds:
+            raise UserError(await asyncio.to_thread(shortfall, ask, placed, place_seconds))
+        if placed >= ask.replicas and now - placed_at > ready_seconds:
+            raise RolloutError(f"model: no replica was ready within {ready_seconds:g} s; see model.start_seconds")
+        await asyncio.sleep(POLL_SECONDS)
+
+
+def _look(name: str) -> tuple[ApplicationStatus, str, int]:
+    """Status of an application, what Serve says about it, and replicas that have a process."""
+    client = _get_global_client()
+    assert client is not None, "Serve was started before"
+    application = client.get_serve_details()["applications"].get(name)
+    if application is None:
+        return ApplicationStatus.NOT_STARTED, "", 0
+    deployment = application["deployments"].get(DEPLOYMENT, {})
+    message = f"{application['message']}\n{deployment.get('message', '')}"
+    placed = sum(replica.get("node_id") is not None for replica in deployment.get("replicas", ()))
+    return ApplicationStatus(application["status"]), message, placed
+
+
+def _failure(message: str, final: bool) -> RolloutError | None:
+    """What a deployment's message, which holds the traceback of a replica that could not start, comes down to.
+
+    None while Serve may still have luck with another try; a UserError is not tried again.
+    """
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    raised = [found for line in lines if (found := _RAISED.fullmatch(line))]
+    for found in reversed(raised):
+        if found[1] == UserError.__name__:
+            return UserError(found[2])
+    if not final:
+        return None
+    reason = f"{raised[-1][1]}: {raised[-1][2]}" if raised else (lines or ["it does not say why"])[-1]
+    return RolloutError(f"model: no replica could start: {reason}"[:500])

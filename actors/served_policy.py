@@ -1,0 +1,69 @@
+"""The policy that Serve's replicas sample for: token ids out, completions back.
+
+One courier a slot carries the turns of all episodes of this process that live there (`actors.router` says where).
+A turn whose replica died is asked again with the same ids, so nothing of the episode is lost with a replica.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import zlib
+from array import array
+from typing import Any
+
+from actors.courier import Courier, Lost
+from actors.engine import GenerateReply, GenerateRequest, pack_ids
+from rollout.errors import ResourceDown
+from rollout.trajectory import Completion, Prompt
+
+BACKOFF_SECONDS = (0.1, 0.5, 2.0)
+"""Pauses before a lost turn is asked for again."""
+
+
+class ServedPolicy:
+    """A Policy over the handle of a model's deployment, spread over `slots` replicas by session."""
+
+    def __init__(self, handle: Any, slots: int) -> None:
+        self._couriers = [
+            Courier(handle.options(session_id=str(slot)).exchange.remote, f"model slot {slot}") for slot in range(slots)
+        ]
+
+    async def complete(self, prompt: Prompt) -> Completion:
+        """Samples one completion. Raises ResourceDown when no replica answers, however often it is asked."""
+        request = GenerateRequest(
+            request_id=prompt.request_id,
+            session_id=prompt.session_id,
+            turn=prompt.turn,
+            prompt_ids=pack_ids(prompt.ids),
+            max_tokens=prompt.max_tokens,
+            sampling=prompt.sampling,
+        )
+        reply = await self._ask(request, prompt.seconds)
+        return Completion(
+            finish_reason=reply.finish_reason,
+            ids=array("i", reply.ids),
+            logprobs=array("f", reply.logprobs),
+            versions=reply.versions,
+            cached_tokens=reply.cached_tokens,
+            prompt_tokens=reply.prompt_tokens,
+            replica=reply.replica,
+            queue_seconds=reply.queue_seconds,
+        )
+
+    async def _ask(self, request: GenerateRequest, seconds: float) -> GenerateReply:
+        clock = asyncio.get_running_loop()
+        deadline = clock.time() + seconds
+        courier = self._couriers[slot_of(request.session_id, len(self._couriers))]
+        for asked, pause in enumerate((*BACKOFF_SECONDS, None), start=1):
+            try:
+                return await courier.ask(request)
+            except Lost as error:
+                if pause is None or clock.time() + pause >= deadline:
+                    raise ResourceDown(f"{error}; asked {asked} time{'s' if asked > 1 else ''}") from error
+                await asyncio.sleep(pause)
+        raise AssertionError("the last try returns or raises")
+
+
+def slot_of(session_id: str, slots: int) -> int:
+    """The slot of an episode: the same for all its turns, in every process."""
+    return zlib.crc32(session_id.encode()) % slots

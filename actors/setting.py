@@ -1,0 +1,95 @@
+"""What a runner needs to play episodes, from the job's configuration and the handles of what was started for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rollout.openai_policy import OpenAIPolicy
+
+from actors.courier import Courier
+from actors.resource_host import HostedSessions, Offer
+from rollout.config import JobConfig, OpenAIConfig, ReplicatedConfig
+from rollout.episode import Setting
+from rollout.protocols import Ledger, Policy
+from rollout.segments import Parser, hermes
+from rollout.template import ChatTemplate, context_length, load_template, resolve_model
+from rollout.tokens import MessageLedger, TokenLedger
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A run as its runners see it. `hosts` and `model` are handles of the cluster's own kind."""
+
+    config: JobConfig
+    run_id: str
+    table: str
+    offer: Offer
+    hosts: tuple[Any, ...]
+    model: Any = None
+    """Handle of the model's deployment; None for an endpoint elsewhere."""
+
+
+async def build_setting(job: Job) -> Setting:
+    """Policy, sessions and ledger of a job. Raises UserError for a model folder or template that cannot be used."""
+    config = job.config
+    policy, new_ledger = _policy(job)
+    couriers = [Courier(host.exchange.remote, f"host {number}") for number, host in enumerate(job.hosts)]
+    return Setting(
+        agent=config.agent.value(config.model.sampling.value()),
+        policy=policy,
+        sessions=HostedSessions(couriers, job.offer),
+        limits=config.run.limits.value(),
+        new_ledger=new_ledger,
+        resource=config.resource.name,
+        model=model_name(config),
+        context=context_of(config),
+    )
+
+
+def model_name(config: JobConfig) -> str:
+    """The model as rows name it."""
+    model = config.model
+    if isinstance(model, OpenAIConfig):
+        return model.name
+    return "scripted" if model.engine == "scripted" else model.path
+
+
+def context_of(config: JobConfig) -> int | None:
+    """Positions an episode may use; None when only the endpoint knows."""
+    model = config.model
+    if isinstance(model, OpenAIConfig):
+        return model.max_model_len
+    limit = getattr(model, "max_model_len", None)
+    return limit or context_length(resolve_model(model.path))
+
+
+def template_of(config: ReplicatedConfig | OpenAIConfig) -> ChatTemplate | None:
+    """The model's chat template; None for an endpoint that renders messages itself."""
+    if isinstance(config, OpenAIConfig):
+        return load_template(resolve_model(config.tokenizer)) if config.tokenizer else None
+    override = Path(config.chat_template) if config.chat_template else None
+    return load_template(resolve_model(config.path), override)
+
+
+def _policy(job: Job) -> tuple[Policy, Callable[[], Ledger]]:
+    model = job.config.model
+    template = template_of(model)
+    new_ledger = MessageLedger if template is None else partial(TokenLedger, template, _parser(job.config, template))
+    if isinstance(model, OpenAIConfig):
+        return OpenAIPolicy(model), new_ledger
+    from actors.served_policy import ServedPolicy
+
+    return ServedPolicy(job.model, model.replicas), new_ledger
+
+
+def _parser(config: JobConfig, template: ChatTemplate) -> Parser:
+    if config.model.parser == "hermes":
+        return partial(hermes, in_reasoning=template.opens_with_reasoning)
+    from actors.vllm_parsers import vllm_parser
+
+    assert not isinstance(config.model, OpenAIConfig)
+    return vllm_parser(config.model.parser, resolve_model(config.model.path))

@@ -1,0 +1,222 @@
+"""vLLM's AsyncLLM as an engine, in the replica's own process.
+
+Prompts go in and completions come out as token ids; vLLM never renders or parses text. Logprobs are `processed`: after
+temperature and truncation, what a policy-gradient ratio needs. vllm is imported only where an engine is made, so the
+driver can look at a configuration without it.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import os
+import random
+from array import array
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from actors.engine import GenerateReply, GenerateRequest, unpack_ids
+from rollout.config import VllmConfig
+from rollout.errors import ResourceDown, RolloutError, UserError, describe, nearest
+from rollout.template import BUNDLED, context_length, resolve_model
+from rollout.trajectory import FinishReason, Sampling, VersionSpan
+
+if TYPE_CHECKING:
+    from vllm import RequestOutput, SamplingParams
+    from vllm.outputs import CompletionOutput
+
+CPU_KV_CACHE_GIB = 1.0
+"""KV cache of an engine on a CPU when the configuration names none: vLLM itself would take most of the memory."""
+CPU_BLOCK_SIZE = 32
+"""Tokens in a block of the KV cache on a CPU. vLLM's own 128 lets most prompts of a conversation miss the cache."""
+
+_ENVIRONMENT = {"VLLM_LOGGING_LEVEL": "WARNING", "VLLM_NO_USAGE_STATS": "1", "VLLM_WORKER_MULTIPROC_METHOD": "spawn"}
+_CPU_ENVIRONMENT = {"VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+"""vLLM would pin every replica of a machine to the same cores; unpinned, it takes the threads Ray allots."""
+_FINISH_REASONS = {"stop": FinishReason.STOP, "length": FinishReason.LENGTH, "abort": FinishReason.ABORT}
+
+
+class VllmEngine:
+    """One AsyncLLM. `model` is what `check_config` returned; `seed` None draws one, for replicas with equal seeds
+    would sample equal completions of equal prompts."""
+
+    def __init__(self, config: VllmConfig, model: str, seed: int | None = None) -> None:
+        os.environ.update({key: value for key, value in environment(config).items() if key not in os.environ})
+        from vllm import AsyncEngineArgs
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        drawn = random.SystemRandom().randrange(2**31) if seed is None else seed
+        try:
+            arguments = AsyncEngineArgs(**engine_arguments(config, model, drawn))
+            checked = arguments.create_engine_config()
+        except (ValueError, TypeError, OSError) as error:
+            raise UserError(f"model: vLLM refuses the configuration: {_reason(error)}") from error
+        try:
+            self._engine = AsyncLLM.from_vllm_config(checked, disable_log_stats=arguments.disable_log_stats)
+        except (RuntimeError, ValueError, OSError) as error:
+            raise RolloutError(
+                f"vLLM could not start its engine: {describe(error)}; the reason stands in the log of process "
+                f"{os.getpid()} in Ray's session folder"
+            ) from error
+
+    async def generate(self, request: GenerateRequest) -> GenerateReply:
+        """Samples one completion; cancelling it aborts the request in vLLM."""
+        from vllm.inputs import tokens_input
+
+        prompt_ids = unpack_ids(request.prompt_ids)
+        prompt = tokens_input(prompt_ids.tolist())
+        parameters = sampling_parameters(request.sampling, request.max_tokens)
+        final: RequestOutput | None = None
+        async for output in self._engine.generate(prompt, parameters, request.request_id):
+            final = output
+        if final is None or not final.outputs:
+            raise ResourceDown("vLLM ended the request without an answer")
+        sampled = final.outputs[0]
+        reason = _FINISH_REASONS.get(sampled.finish_reason or "")
+        if reason is None:
+            raise ResourceDown(f"vLLM ended the request with '{sampled.finish_reason}'")
+        ids = array("i", sampled.token_ids)
+        return GenerateReply(
+            ids=ids.tobytes(),
+            logprobs=_logprobs(sampled, len(ids)).tobytes(),
+            finish_reason=reason,
+            versions=await self._versions(sampled, len(ids)),
+            prompt_tokens=len(prompt_ids),
+            cached_tokens=final.num_cached_tokens or 0,
+            queue_seconds=_queue_seconds(final),
+        )
+
+    async def check_health(self) -> None:
+        """Raises when the engine's process is gone."""
+        await self._engine.check_health()
+
+    async def stop(self) -> None:
+        """Ends the engine's processes."""
+        self._engine.shutdown()
+
+    async def _versions(self, sampled: CompletionOutput, count: int) -> tuple[VersionSpan, ...]:
+        if sampled.weight_versions:
+            return tuple(VersionSpan(span.version, span.start, span.end) for span in sampled.weight_versions)
+        return (VersionSpan(await self._engine.get_weight_version(), 0, count),)
+
+
+def check_config(config: VllmConfig) -> str:
+    """What the replicas' vLLM is to load: an absolute folder, a hub name, or `bundled`. Does not import vllm.
+
+    Raises UserError for a folder that holds no model, a context beyond the model's, an unknown engine argument.
+    """
+    folder = resolve_model(config.path)
+    if not folder.is_dir():
+        raise UserError(f"model.path: {config.path}: no such folder")
+    if not (folder / "config.json").is_file():
+        raise UserError(f"model.path: {config.path}: no config.json in it")
+    reach = context_length(folder)
+    stretched = "hf_overrides" in config.engine_args
+    if config.max_model_len is not None and reach is not None and config.max_model_len > reach and not stretched:
+        raise UserError(f"model.max_model_len: {config.max_model_len} is more than the {reach} positions of the model")
+    if config.engine_args and (known := known_engine_arguments()):
+        for name in config.engine_args:
+            if name not in known:
+                raise UserError(f"model.engine_args.{name}: vLLM has no such argument{nearest(name, known)}")
+    if config.path == "bundled":
+        return config.path
+    local = Path(config.path)
+    return str(local.resolve()) if local.is_dir() else config.path
+
+
+def known_engine_arguments() -> set[str]:
+    """Names that vLLM's AsyncEngineArgs takes, read from its source: importing it takes seconds and much memory.
+
+    Empty on a machine without vLLM; there the replica finds out.
+    """
+    package = importlib.util.find_spec("vllm")
+    if package is None or package.origin is None:
+        return set()
+    source = Path(package.origin).parent / "engine" / "arg_utils.py"
+    classes = [node for node in ast.parse(source.read_text()).body if isinstance(node, ast.ClassDef)]
+    return {
+        item.target.id
+        for node in classes
+        if node.name in ("EngineArgs", "AsyncEngineArgs")
+        for item in node.body
+        if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)
+    }
+
+
+def engine_arguments(config: VllmConfig, model: str, seed: int) -> dict[str, Any]:
+    """Keyword arguments of AsyncEngineArgs; those the configuration gives win.
+
+    vLLM keeps its tokenizer although it gets and gives ids: the end of turn of some models is known only there, and
+    stop strings are found in text.
+    """
+    on_cpu = config.gpus_per_replica == 0
+    arguments: dict[str, Any] = {
+        "model": str(BUNDLED) if model == "bundled" else model,
+        "dtype": config.dtype,
+        "seed": seed,
+        "tensor_parallel_size": config.tensor_parallel,
+        "pipeline_parallel_size": config.pipeline_parallel,
+        "max_num_seqs": config.max_in_flight,
+        "enable_prefix_caching": True,
+        "logprobs_mode": "processed_logprobs",
+    }
+    if config.max_model_len is not None:
+        arguments["max_model_len"] = config.max_model_len
+    if config.tensor_parallel * config.pipeline_parallel > 1:
+        arguments["distributed_executor_backend"] = "mp" if on_cpu else "ray"
+    if on_cpu:
+        arguments["enforce_eager"] = True
+        arguments["block_size"] = CPU_BLOCK_SIZE
+        arguments["kv_cache_memory_bytes"] = int((config.kv_cache_gib or CPU_KV_CACHE_GIB) * 2**30)
+    return {**arguments, **config.engine_args}
+
+
+def environment(config: VllmConfig) -> Mapping[str, str]:
+    """What vLLM reads from the environment when it is imported. Variables that are set already are left alone."""
+    return {**_ENVIRONMENT, **_CPU_ENVIRONMENT} if config.gpus_per_replica == 0 else _ENVIRONMENT
+
+
+def sampling_parameters(sampling: Sampling, max_tokens: int) -> SamplingParams:
+    """How vLLM is told to sample. It makes text of the tokens only to look for stop strings, which may be special
+    tokens; the ids keep them."""
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    return SamplingParams(
+        max_tokens=max_tokens,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        top_k=sampling.top_k,
+        seed=sampling.seed,
+        stop=list(sampling.stop) or None,
+        detokenize=bool(sampling.stop),
+        skip_special_tokens=not sampling.stop,
+        logprobs=0,
+        flat_logprobs=True,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+        skip_clone=True,
+    )
+
+
+def _logprobs(sampled: CompletionOutput, count: int) -> array[float]:
+    """One logprob a sampled token. Raises AssertionError when vLLM gives another number of them."""
+    given = getattr(sampled.logprobs, "logprobs", ())
+    assert len(given) == count, f"vLLM gave {len(given)} logprobs for {count} sampled tokens"
+    return array("f", given)
+
+
+def _queue_seconds(final: RequestOutput) -> float:
+    """How long the request waited in vLLM before it was first scheduled; 0 when vLLM keeps no statistics."""
+    times = final.metrics
+    if times is None or not times.scheduled_ts or not times.queued_ts:
+        return 0.0
+    return max(0.0, times.scheduled_ts - times.queued_ts)
+
+
+def _reason(error: Exception) -> str:
+    """The line of an error that says what is wrong; pydantic puts it below a heading."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return describe(error)
+    return (lines[1] if "validation error" in lines[0] and len(lines) > 1 else lines[0])[:300]

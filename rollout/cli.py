@@ -1,0 +1,188 @@
+"""The command line: the one place where the layers meet.
+
+Exit status: 0 done; 2 the input is wrong, one line says how; 75 stopped with work left, --resume goes on; 1 anything
+else. What a person can cause never shows a traceback. Ray is imported inside the commands that need it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shlex
+import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import click
+
+from rollout.config import find_conf, load
+from rollout.errors import RolloutError, UserError
+
+STOPPED = 75
+"""EX_TEMPFAIL of sysexits.h: try again."""
+
+
+class _Fail(click.ClickException):
+    """One line on stderr and an exit status."""
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.exit_code = status
+
+    def show(self, file: Any = None) -> None:
+        click.echo(f"rollout: {self.message}", err=True)
+
+
+def _plainly(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Turns what a command raises on purpose into its line and status."""
+
+    @wraps(command)
+    def run(*arguments: Any, **options: Any) -> Any:
+        sys.path.insert(0, os.getcwd())  # a conf may name a module:Class beside it
+        try:
+            return command(*arguments, **options)
+        except UserError as error:
+            raise _Fail(str(error), 2) from error
+        except RolloutError as error:
+            raise _Fail(str(error), 1) from error
+        except OSError as error:
+            raise _Fail(f"{error.filename or 'file system'}: {error.strerror or error}", 1) from error
+
+    return run
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="rollout-engine", prog_name="rollout")
+def main() -> None:
+    """Runs agent episodes at scale and leaves a dataset trainers can read."""
+
+
+_overrides = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+_run = click.argument("run", type=click.Path(path_type=Path))
+
+
+@main.command()
+@click.argument("conf")
+@_overrides
+@click.option("--address", help="Ray cluster to join; RAY_ADDRESS or a local one otherwise.")
+@click.option("--resume", is_flag=True, help="Go on with an interrupted run.")
+@click.option("--force", is_flag=True, help="Resume although tasks, configuration or code differ; the run records it.")
+@_plainly
+def run(conf: str, overrides: tuple[str, ...], address: str | None, resume: bool, force: bool) -> None:
+    """Runs the job CONF to its end."""
+    config = load(find_conf(conf), overrides)
+    from actors.job import run_job
+
+    from rollout.summary import summary
+
+    complete = run_job(config, address, resume or force, force)
+    click.echo(summary(Path(config.run.dir)))
+    again = shlex.join(["rollout", "run", conf, *overrides, "--resume"])
+    if not complete:
+        click.echo(f"rollout: stopped with work left; go on with: {again}", err=True)
+        sys.exit(STOPPED)
+    where = shlex.quote(config.run.dir)
+    click.echo(f"Next:\n  rollout show {where}\n  rollout stats {where}")
+    click.echo(f'  rollout query {where} "select status, count(*), avg(reward) from episodes group by 1"')
+
+
+@main.command()
+@click.argument("conf")
+@_overrides
+@click.option("--address", required=True, help="Jobs address of the cluster's head, like http://HOST:8265.")
+@click.option("--resume", is_flag=True, help="Go on with an interrupted run.")
+@click.option("--no-wait", is_flag=True, help="Do not follow the log.")
+@_plainly
+def submit(conf: str, overrides: tuple[str, ...], address: str, resume: bool, no_wait: bool) -> None:
+    """Runs the job CONF on a cluster, where it survives this command."""
+    path = find_conf(conf)
+    config = load(path, overrides)
+    from actors.submit import submit_job
+
+    sys.exit(submit_job(config, address, resume, follow=not no_wait))
+
+
+@main.command()
+@_run
+@click.argument("episode", required=False)
+@_plainly
+def show(run: Path, episode: str | None) -> None:
+    """Shows the episodes of RUN, or one of them in full."""
+    from rollout.reading import show as show_run
+
+    show_run(run, episode)
+
+
+@main.command()
+@_run
+@click.option("--json", "as_json", is_flag=True, help="Numbers for programs.")
+@_plainly
+def stats(run: Path, as_json: bool) -> None:
+    """Shows the numbers of RUN."""
+    from rollout.reading import stats as stats_run
+
+    stats_run(run, as_json)
+
+
+@main.command()
+@_run
+@click.argument("sql")
+@click.option("--format", "form", type=click.Choice(["table", "json", "csv"]), default="table")
+@_plainly
+def query(run: Path, sql: str, form: str) -> None:
+    """Runs SQL over RUN: tables episodes, turns and tool_calls."""
+    from rollout.reading import query as query_run
+
+    query_run(run, sql, form)
+
+
+@main.group()
+def env() -> None:
+    """Resources: environments with tools and verifiers."""
+
+
+@env.command("list")
+@_plainly
+def env_list() -> None:
+    """Lists the shipped resources."""
+    from resources.catalog import describe, names
+
+    for name in names():
+        entry = describe(name)
+        click.echo(f"{name:12} {entry.summary}")
+
+
+@env.command("test")
+@click.argument("resource")
+@click.argument("options", nargs=-1, metavar="[OPTION=VALUE]...")
+@click.option("--samples", default=3, help="Tasks to try.")
+@click.option("--seed", default=0)
+@_plainly
+def env_test(resource: str, options: tuple[str, ...], samples: int, seed: int) -> None:
+    """Puts RESOURCE through the conformance test: a shipped name, module:Class or file.py:Class."""
+    from omegaconf import OmegaConf
+    from resources.catalog import load_resource
+
+    from rollout.conformance import check
+
+    chosen: Any = OmegaConf.to_container(OmegaConf.from_dotlist(list(options)))
+    findings = asyncio.run(check(load_resource(resource, chosen), samples, seed))
+    for finding in findings:
+        click.echo(f"{'ok  ' if finding.ok else 'FAIL'} {finding.name}{': ' + finding.detail if finding.detail else ''}")
+    if not all(finding.ok for finding in findings):
+        sys.exit(1)
+
+
+@main.command()
+@click.option("--path", type=click.Choice(["endpoint", "serve"]), default=None, help="Only one of the two.")
+@click.option("--episodes", default=1000, show_default=True)
+@click.option("--in-flight", default=64, show_default=True)
+@click.option("--turns", default=5, show_default=True)
+@_plainly
+def bench(path: str | None, episodes: int, in_flight: int, turns: int) -> None:
+    """Measures what the engine itself costs a turn, with a scripted model."""
+    from actors.bench import bench as run_bench
+
+    run_bench((path,) if path else ("endpoint", "serve"), episodes, in_flight, turns)

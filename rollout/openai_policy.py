@@ -1,0 +1,209 @@
+"""The policy behind any OpenAI-compatible endpoint: hosted APIs, vLLM, SGLang, Ollama, our own gateway.
+
+A prompt with token ids goes to /completions and comes back as the ids sampled after them; one without goes to
+/chat/completions as messages, which the server renders and reads itself. What only some servers know (ids and
+logprobs back, sampling written out so that a model's own defaults stay out of it) is asked for until a server
+refuses it. Every call of every episode comes through here, so httpx is used at its transport: below redirects and
+cookies, over aiohttp's connections, because its own pool is quadratic in them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from typing import cast
+from urllib.request import getproxies, proxy_bypass
+
+import aiohttp
+import httpx
+import msgspec
+from httpx_aiohttp import AiohttpTransport
+from tenacity import (
+    AsyncRetrying,
+    RetryCallState,
+    retry_if_exception_type,
+    stop_after_attempt,
+    stop_before_delay,
+    wait_random_exponential,
+)
+
+from rollout.config import OpenAIConfig, secret
+from rollout.errors import ResourceDown, UserError, describe
+from rollout.openai_wire import (
+    Answer,
+    ContextExceeded,
+    Dialect,
+    Refused,
+    as_completion,
+    encode_tools,
+    explain,
+    read_answer,
+    request_body,
+    retry_after,
+    too_long,
+)
+from rollout.trajectory import Completion, Prompt, ToolSpec
+
+REPLICA_HEADER = "x-replica"
+"""How a gateway of ours says which replica answered."""
+_EXTENSIONS = {"timeout": {"connect": 10.0}}
+"""Seconds a connection may take to open; the call as a whole has its own deadline."""
+_RETRIED = frozenset({408, 409, 429})
+_ADAPTED = frozenset({400, 422})
+_backoff = wait_random_exponential(multiplier=0.25, max=20.0)
+
+
+class Unavailable(ResourceDown):
+    """The endpoint cannot answer now. `after` is how many seconds it asks to be left alone, if it says so."""
+
+    def __init__(self, line: str, after: float | None = None) -> None:
+        super().__init__(line)
+        self.after = after
+
+
+_worth_another_try = retry_if_exception_type(Unavailable)
+
+
+class OpenAIPolicy:
+    """A model that answers HTTP. Belongs to the event loop it is first used on; close it with `aclose`."""
+
+    def __init__(self, config: OpenAIConfig) -> None:
+        """Raises UserError when the key's variable is not set or base_url is no URL."""
+        self._key = secret(config.api_key_env)
+        base = _base(config.base_url)
+        self._host = base.netloc.decode()
+        self._chat = httpx.URL(f"{base}/chat/completions")
+        self._tokens = httpx.URL(f"{base}/completions")
+        self._headers = {"Content-Type": "application/json", "Accept-Encoding": "gzip, deflate"}
+        if self._key is not None:
+            self._headers["Authorization"] = f"Bearer {self._key}"
+        self._model, self._extra = config.name, config.extra_body
+        self._stop = stop_after_attempt(config.retries + 1)
+        connections = config.connections
+        self._transport = AiohttpTransport(client=lambda: _session(connections), proxy=_proxy(base))
+        self._dialect = Dialect()
+        self._tools: tuple[tuple[ToolSpec, ...], msgspec.Raw] = ((), msgspec.Raw())
+
+    async def complete(self, prompt: Prompt) -> Completion:
+        """Samples one completion within prompt.seconds, further tries included.
+
+        Raises ContextExceeded when the prompt does not fit the model, ResourceDown for everything else that keeps
+        the endpoint from answering: one line that never holds the key.
+        """
+        retrying = AsyncRetrying(
+            retry=_worth_another_try, stop=self._stop | stop_before_delay(prompt.seconds), wait=_pause, reraise=True
+        )
+        try:
+            async with asyncio.timeout(prompt.seconds):
+                return await retrying(self._complete, prompt)
+        except TimeoutError:
+            raise ResourceDown(f"{self._host}: no answer within {prompt.seconds:.1f} s") from None
+        except Unavailable as error:
+            tries = cast(int, retrying.statistics["attempt_number"])
+            if tries == 1:
+                raise
+            raise Unavailable(f"{error} (tried {tries} times)", error.after) from error
+
+    async def aclose(self) -> None:
+        """Closes the connections."""
+        await self._transport.aclose()
+
+    async def _complete(self, prompt: Prompt) -> Completion:
+        """One try: the request in the dialect the server is known to take, or the first one it turns out to take."""
+        tokens = len(prompt.ids) > 0
+        url = self._tokens if tokens else self._chat
+        dialect = self._dialect
+        while True:
+            body = request_body(prompt, self._model, dialect, self._encoded(prompt.tools), self._extra)
+            response, data = await self._post(url, body, prompt)
+            if response.status_code == 200:
+                break
+            line = self._line(explain(response.status_code, data))
+            if too_long(response.status_code, line):
+                raise ContextExceeded(line)
+            simpler = self._simpler(dialect, line, tokens) if response.status_code in _ADAPTED else None
+            if simpler is None:
+                raise _failure(response, line)
+            dialect = simpler
+        try:
+            answer = read_answer(data)
+            completion = as_completion(answer, prompt, response.headers.get(REPLICA_HEADER) or self._host)
+        except Refused as error:
+            raise Refused(self._line(str(error))) from None
+        self._learn(dialect, answer, tokens)
+        return completion
+
+    async def _post(self, url: httpx.URL, body: bytes, prompt: Prompt) -> tuple[httpx.Response, bytes]:
+        headers = {**self._headers, "X-Session-ID": prompt.session_id, "X-Request-Id": prompt.request_id}
+        request = httpx.Request("POST", url, headers=headers, content=body, extensions=_EXTENSIONS)
+        try:
+            response = await self._transport.handle_async_request(request)
+            try:
+                return response, await response.aread()
+            except BaseException:
+                await response.aclose()  # a connection with half an answer in it must not be used again
+                raise
+        except (httpx.HTTPError, aiohttp.ClientError, OSError) as error:
+            raise Unavailable(self._line(describe(error))) from error
+
+    def _simpler(self, dialect: Dialect, line: str, tokens: bool) -> Dialect | None:
+        """The next dialect to try; None when the refusal is about something else."""
+        if dialect.proven:
+            return None
+        return self._dialect if self._dialect.proven else dialect.simpler(line, tokens)
+
+    def _learn(self, dialect: Dialect, answer: Answer, tokens: bool) -> None:
+        """Keeps what the server takes; one that gives no ids is not asked for them, nor for logprobs, again."""
+        if not self._dialect.proven:
+            given = tokens or answer.choices[0].token_ids is not None
+            ids, logprobs = dialect.ids and given, dialect.logprobs and given
+            self._dialect = replace(dialect, ids=ids, logprobs=logprobs, proven=True)
+        if (key := answer.reasoning_key) not in (None, self._dialect.reasoning_key):
+            self._dialect = replace(self._dialect, reasoning_key=key)
+
+    def _encoded(self, tools: tuple[ToolSpec, ...]) -> msgspec.Raw:
+        """Episodes of a job share their tools: they are encoded once."""
+        if tools != self._tools[0]:
+            self._tools = (tools, encode_tools(tools))
+        return self._tools[1]
+
+    def _line(self, text: str) -> str:
+        text = text.replace(self._key, "***") if self._key else text
+        return f"{self._host}: {text}"
+
+
+def _failure(response: httpx.Response, line: str) -> ResourceDown:
+    if response.status_code in _RETRIED or response.status_code >= 500:
+        return Unavailable(line, retry_after(response.headers.get("retry-after")))
+    return Refused(line)
+
+
+def _pause(state: RetryCallState) -> float:
+    """Seconds until the next try: what the server asks for, else a growing random time."""
+    error = state.outcome.exception() if state.outcome is not None else None
+    after = error.after if isinstance(error, Unavailable) else None
+    return after if after is not None else _backoff(state)
+
+
+def _session(connections: int) -> aiohttp.ClientSession:
+    connector = aiohttp.TCPConnector(limit=connections)
+    return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
+
+
+def _base(text: str) -> httpx.URL:
+    """model.base_url without its last slash."""
+    try:
+        url = httpx.URL(text.rstrip("/"))
+    except httpx.InvalidURL as error:
+        raise UserError(f"model.base_url: {error}, found {text!r}") from None
+    if url.scheme not in ("http", "https") or not url.host:
+        raise UserError(f"model.base_url: expected http(s)://HOST/v1, found {text!r}")
+    if url.userinfo:
+        raise UserError("model.base_url: holds a user or password: name the key's variable in model.api_key_env")
+    return url
+
+
+def _proxy(base: httpx.URL) -> httpx.Proxy | None:
+    """The proxy that the environment names for `base`, read once."""
+    address = getproxies().get(base.scheme)
+    return httpx.Proxy(address) if address and not proxy_bypass(base.host) else None

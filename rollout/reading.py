@@ -1,0 +1,158 @@
+"""The commands that read a run: its episodes, its numbers, and any SQL over it. They work while it is being written."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from io import StringIO
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from rollout.database import Database, opened
+from rollout.episode_view import episode_view, status_text, visible
+from rollout.errors import UserError
+from rollout.summary import numbers, render
+
+SHOWN_ROWS = 50
+"""Rows of a query on a terminal; the other formats give all."""
+SHOWN_EPISODES = 20
+_SHOWN_CELL = 400
+_ORDER = "task_index, sample_index, episode_id"
+_encode = msgspec.json.Encoder(enc_hook=str, decimal_format="number").encode
+
+
+def stats(run: Path, as_json: bool = False, console: Console | None = None) -> None:
+    """Prints the numbers of a run. Raises UserError when there is no run at `run`."""
+    console = console or Console(highlight=False)
+    values = numbers(run)
+    if as_json:
+        _plain(console, msgspec.json.format(_encode(values)).decode())
+    else:
+        console.print(render(values))
+
+
+def query(
+    run: Path, sql: str, form: Literal["table", "json", "csv"] | str = "table", console: Console | None = None
+) -> None:
+    """Prints what SQL over `episodes`, `turns` and `tool_calls` gives: a table, JSON lines or CSV.
+
+    Raises UserError with DuckDB's message, and when there is no run at `run`.
+    """
+    console = console or Console(highlight=False)
+    with opened(run) as database, database.asked(sql) as (columns, rows):
+        if form == "json":
+            for row in rows:
+                _plain(console, _encode(row).decode())
+        elif form == "csv":
+            for line in _csv(columns, rows):
+                _plain(console, line)
+        elif columns:
+            _print_table(console, columns, rows)
+
+
+def show(run: Path, episode: str | None = None, console: Console | None = None) -> None:
+    """Prints the first episodes of a run, or all of one that is named by its id, the start of it, its end
+    (TASK-SAMPLE) or its number in the list.
+
+    Raises UserError naming the nearest when there is no such episode, and when there is no run at `run`.
+    """
+    console = console or Console(highlight=False)
+    with opened(run) as database:
+        if episode is None:
+            _print_episodes(console, database)
+            return
+        found = _find(database, episode)
+        row = database.rows("SELECT * FROM episodes WHERE episode_id = ?", found)[0]
+    for part in episode_view(row):
+        console.print(part)
+
+
+def _print_episodes(console: Console, database: Database) -> None:
+    count = database.rows("SELECT count(*) AS n FROM episodes")[0]["n"]
+    if not count:
+        console.print("no episodes yet")
+        return
+    columns = "episode_id, task_id, sample_index, status, reward, num_turns, stop_reason"
+    rows = database.rows(f"SELECT {columns} FROM episodes ORDER BY {_ORDER} LIMIT {SHOWN_EPISODES}")
+    table = Table(box=None, pad_edge=False)
+    for name in ("#", "episode", "task", "sample", "status", "reward", "turns", "stopped"):
+        table.add_column(name, justify="right" if name in ("#", "sample", "reward", "turns") else "left")
+    for number, row in enumerate(rows):
+        reward = "-" if row["reward"] is None else f"{row['reward']:g}"
+        names = [Text(visible(row[key])) for key in ("episode_id", "task_id")]
+        status = status_text(row["status"])
+        table.add_row(str(number), *names, str(row["sample_index"]), status, reward, str(row["num_turns"]), row["stop_reason"])
+    console.print(table)
+    if count > len(rows):
+        console.print(f"... and {count - len(rows):,} more; a number, an id or TASK-SAMPLE shows one in full")
+
+
+def _find(database: Database, wanted: str) -> str:
+    """The id of the one episode that `wanted` names."""
+    if rows := database.rows("SELECT episode_id FROM episodes WHERE episode_id = ?", wanted):
+        return rows[0]["episode_id"]
+    if wanted.isdecimal():
+        at = int(wanted)
+        if rows := database.rows(f"SELECT episode_id FROM episodes ORDER BY {_ORDER} LIMIT 1 OFFSET {at}"):
+            return rows[0]["episode_id"]
+    fits = "starts_with(episode_id, $1) OR ends_with(episode_id, '-' || $1)"
+    rows = database.rows(f"SELECT episode_id FROM episodes WHERE {fits} ORDER BY {_ORDER} LIMIT 4", wanted)
+    if len(rows) == 1:
+        return rows[0]["episode_id"]
+    names = [row["episode_id"] for row in rows]
+    if names:
+        raise UserError(f"{wanted}: more than one episode: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}")
+    near = "SELECT episode_id FROM episodes ORDER BY levenshtein(episode_id, ?), 1 LIMIT 3"
+    names = [row["episode_id"] for row in database.rows(near, wanted)]
+    raise UserError(f"{wanted}: no such episode" + (f"; nearest: {', '.join(names)}" if names else ": the run has none yet"))
+
+
+def _print_table(console: Console, columns: list[str], rows: Iterator[dict[str, Any]]) -> None:
+    shown = list(islice(rows, SHOWN_ROWS))
+    more = sum(1 for _ in rows)
+    table = Table(box=None, pad_edge=False)
+    for name in columns:
+        numeric = all(isinstance(row[name], int | float | None) for row in shown)
+        table.add_column(Text(visible(name)), justify="right" if numeric else "left", overflow="fold")
+    for row in shown:
+        table.add_row(*(_cell(row[name]) for name in columns))
+    console.print(table)
+    if more:
+        console.print(f"... and {more:,} more rows; --format json or csv gives all")
+
+
+def _cell(value: Any) -> Text:
+    if value is None:
+        return Text("-", style="dim")
+    if isinstance(value, float):
+        return Text(f"{value:.6g}")
+    text = value if isinstance(value, str) else _encode(value).decode() if isinstance(value, list | dict) else str(value)
+    return Text(visible(text if len(text) <= _SHOWN_CELL else text[:_SHOWN_CELL] + " ..."))
+
+
+def _csv(columns: list[str], rows: Iterator[dict[str, Any]]) -> Iterator[str]:
+    """CSV a line at a time; nested values are JSON."""
+    line = StringIO()
+    writer = csv.writer(line, lineterminator="")
+    for values in _chain_header(columns, rows):
+        line.seek(0)
+        line.truncate()
+        writer.writerow(values)
+        yield line.getvalue()
+
+
+def _chain_header(columns: list[str], rows: Iterator[dict[str, Any]]) -> Iterator[list[Any]]:
+    yield columns
+    for row in rows:
+        yield [_encode(row[name]).decode() if isinstance(row[name], list | dict) else row[name] for name in columns]
+
+
+def _plain(console: Console, line: str) -> None:
+    """A line for programs: neither wrapped nor styled nor read as markup."""
+    console.out(line, highlight=False)

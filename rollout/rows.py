@@ -1,0 +1,222 @@
+"""The dataset's row: its Arrow schema, and trajectories as rows.
+
+One row is one episode, turns nested inside, so that a row commits whole or not at all and reading one column never
+reads the tokens. Columns are described in docs/design.md.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any, cast
+
+import numpy as np
+import pyarrow as pa
+
+from rollout.trajectory import Lease, Message, Segment, Task, ToolUse, Trajectory, Turn
+
+_STRING = pa.string()
+_DOUBLE = pa.float64()
+_LONG = pa.int64()
+_INT = pa.int32()
+_IDS = pa.list_(pa.int32())
+_MAP = pa.map_(pa.string(), pa.float64())
+_TIME = pa.timestamp("us", tz="UTC")
+
+
+def _struct(**fields: pa.DataType) -> pa.StructType:
+    return pa.struct([pa.field(name, kind) for name, kind in fields.items()])
+
+
+_CALL = _struct(
+    id=_STRING, name=_STRING, arguments=_STRING, result=_STRING, error=_STRING, seconds=_DOUBLE, skipped=pa.bool_()
+)
+_TURN = _struct(
+    agent=_STRING,
+    segment=_INT,
+    prompt_ids=_IDS,
+    completion_ids=_IDS,
+    logprobs=pa.list_(pa.float32()),
+    versions=pa.list_(_struct(version=_STRING, start=_INT, end=_INT)),
+    finish_reason=_STRING,
+    sampling=_struct(temperature=_DOUBLE, top_p=_DOUBLE, top_k=_INT, seed=_LONG),
+    replica=_STRING,
+    cached_tokens=_INT,
+    segment_break=_STRING,
+    segments=pa.list_(_struct(kind=_STRING, text=_STRING, call_id=_STRING)),
+    tool_calls=pa.list_(_CALL),
+    reward=_DOUBLE,
+    queue_seconds=_DOUBLE,
+    model_seconds=_DOUBLE,
+)
+_MESSAGE = _struct(
+    role=_STRING,
+    content=_STRING,
+    reasoning_content=_STRING,
+    tool_calls=pa.list_(_struct(id=_STRING, name=_STRING, arguments=_STRING)),
+    tool_call_id=_STRING,
+    name=_STRING,
+)
+
+SCHEMA: pa.Schema = pa.schema(
+    [
+        pa.field("run_id", _STRING),
+        pa.field("episode_id", _STRING),
+        pa.field("task_id", _STRING),
+        pa.field("task_index", _LONG),
+        pa.field("group_id", _STRING),
+        pa.field("sample_index", _INT),
+        pa.field("attempt", _INT),
+        pa.field("step", _LONG),
+        pa.field("resource", _STRING),
+        pa.field("agent", _STRING),
+        pa.field("model", _STRING),
+        pa.field("status", _STRING),
+        pa.field("stop_reason", _STRING),
+        pa.field("failure", _struct(kind=_STRING, where=_STRING, message=_STRING)),
+        pa.field("drop_reason", _STRING),
+        pa.field("reward", _DOUBLE),
+        pa.field("reward_components", _MAP),
+        pa.field("metrics", _MAP),
+        pa.field("turns", pa.list_(_TURN)),
+        pa.field("messages", pa.list_(_MESSAGE)),
+        pa.field("task", _STRING),
+        pa.field("num_turns", _INT),
+        pa.field("prompt_tokens", _LONG),
+        pa.field("completion_tokens", _LONG),
+        pa.field("cached_tokens", _LONG),
+        pa.field("tool_calls", _INT),
+        pa.field("tool_errors", _INT),
+        pa.field("cost", _DOUBLE),
+        pa.field("version_min", _STRING),
+        pa.field("version_max", _STRING),
+        pa.field("seconds", _struct(queue=_DOUBLE, model=_DOUBLE, tool=_DOUBLE, verify=_DOUBLE, idle=_DOUBLE)),
+        pa.field("started_at", _TIME),
+        pa.field("finished_at", _TIME),
+        pa.field("parent_episode_id", _STRING),
+    ]
+)
+
+
+def to_table(trajectories: Iterable[Trajectory]) -> pa.Table:
+    """Trajectories as a table of SCHEMA, one row each."""
+    return pa.Table.from_pylist([to_row(trajectory) for trajectory in trajectories], schema=SCHEMA)
+
+
+def to_row(trajectory: Trajectory) -> dict[str, Any]:
+    """One trajectory as a row."""
+    lease, failure, score, seconds = trajectory.lease, trajectory.failure, trajectory.score, trajectory.seconds
+    uses = [use for turn in trajectory.turns for use in turn.tool_uses]
+    versions = [span.version for turn in trajectory.turns for span in turn.completion.versions]
+    cached = [turn.completion.cached_tokens for turn in trajectory.turns]
+    return {
+        **_identity(lease),
+        "resource": trajectory.resource,
+        "agent": trajectory.agent,
+        "model": trajectory.model,
+        "status": trajectory.status.value,
+        "stop_reason": trajectory.stop_reason.value,
+        "failure": {"kind": failure.kind.value, "where": failure.where, "message": failure.message} if failure else None,
+        "drop_reason": trajectory.drop_reason,
+        "reward": trajectory.reward,
+        "reward_components": list(score.components.items()) if score else None,
+        "metrics": list(score.metrics.items()) if score else None,
+        "turns": [_turn(turn) for turn in trajectory.turns],
+        "messages": [_message(message) for message in trajectory.messages],
+        "task": _task(lease.task),
+        "num_turns": len(trajectory.turns),
+        "prompt_tokens": sum(turn.completion.prompt_tokens or 0 for turn in trajectory.turns),
+        "completion_tokens": trajectory.num_sampled,
+        "cached_tokens": sum(count or 0 for count in cached),
+        "tool_calls": len(uses),
+        "tool_errors": sum(use.result.error is not None for use in uses),
+        "version_min": min(versions, key=_version_order, default=None),
+        "version_max": max(versions, key=_version_order, default=None),
+        "seconds": {
+            "queue": seconds.queue,
+            "model": seconds.model,
+            "tool": seconds.tool,
+            "verify": seconds.verify,
+            "idle": seconds.idle,
+        },
+        "started_at": int(trajectory.started_at * 1e6),
+        "finished_at": int(trajectory.finished_at * 1e6),
+    }
+
+
+def _identity(lease: Lease) -> dict[str, Any]:
+    return {
+        "run_id": lease.run_id,
+        "episode_id": lease.episode_id,
+        "task_id": lease.task.id,
+        "task_index": lease.task.index,
+        "group_id": lease.group_id,
+        "sample_index": lease.sample_index,
+        "attempt": lease.attempt,
+    }
+
+
+def _turn(turn: Turn) -> dict[str, Any]:
+    completion = turn.completion
+    return {
+        "agent": turn.agent,
+        "segment": turn.segment,
+        "prompt_ids": _packed(turn.prompt_ids, np.int32),
+        "completion_ids": _packed(completion.ids, np.int32),
+        "logprobs": _packed(completion.logprobs, np.float32),
+        "versions": [{"version": span.version, "start": span.start, "end": span.end} for span in completion.versions],
+        "finish_reason": completion.finish_reason.value,
+        "sampling": {
+            "temperature": turn.sampling.temperature,
+            "top_p": turn.sampling.top_p,
+            "top_k": turn.sampling.top_k,
+            "seed": turn.sampling.seed,
+        },
+        "replica": completion.replica,
+        "cached_tokens": completion.cached_tokens,
+        "segment_break": turn.segment_break,
+        "segments": [_segment(part) for part in turn.segments],
+        "tool_calls": [_call(use) for use in turn.tool_uses],
+        "reward": turn.reward,
+        "queue_seconds": completion.queue_seconds,
+        "model_seconds": turn.model_seconds,
+    }
+
+
+def _packed(values: Sequence[float] | None, kind: type[np.generic]) -> Any:
+    """numpy arrays go into Arrow without a Python object a token."""
+    return None if values is None else np.asarray(values, dtype=kind)
+
+
+def _segment(part: Segment) -> dict[str, Any]:
+    return {"kind": part.kind, "text": part.text, "call_id": part.call.id if part.call else None}
+
+
+def _call(use: ToolUse) -> dict[str, Any]:
+    call, result = use.call, use.result
+    return {
+        "id": call.id,
+        "name": call.name,
+        "arguments": call.arguments,
+        "result": result.content,
+        "error": result.error,
+        "seconds": result.seconds,
+        "skipped": result.skipped,
+    }
+
+
+def _message(message: Message) -> dict[str, Any]:
+    row = cast(dict[str, Any], dict(message))
+    if calls := message.get("tool_calls"):
+        row["tool_calls"] = [{"id": call["id"], **call["function"]} for call in calls]
+    return row
+
+
+def _task(task: Task) -> str:
+    return json.dumps({"id": task.id, "messages": task.messages, "data": task.data}, ensure_ascii=False, default=str)
+
+
+def _version_order(version: str) -> tuple[int, str]:
+    """Numbered versions by number, others by name."""
+    digits = version.lstrip("v")
+    return (int(digits), "") if digits.isdigit() else (-1, version)

@@ -1,0 +1,305 @@
+"""A small OpenAI-compatible server that says fixed lines: the fake that ships for endpoints elsewhere.
+
+    python -m rollout.scripted_endpoint --lines '<tool_call>{"name": "increment", "arguments": {}}</tool_call>' done
+
+It serves /v1/chat/completions, /v1/completions with token ids and /v1/models. What it says follows from the request
+alone: turn n of a conversation gets line n, the last line repeats, and a conversation's turn is the number of
+assistant messages (chat) or of assistant headers (tokens) before the one that is asked for. Chat reads its own
+lines as a server with parsers does; the answers are encoded once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import random
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Self, cast
+
+import msgspec
+from aiohttp import web
+
+from rollout.scripted import encode_lines
+from rollout.segments import as_message, hermes
+from rollout.template import ChatTemplate, load_template, resolve_model
+from rollout.trajectory import Message, ToolSpec
+
+MODEL = "scripted"
+HOST = "127.0.0.1"
+
+
+@dataclass(frozen=True, slots=True)
+class Behaviour:
+    """How the endpoint treats its clients."""
+
+    latency_seconds: float = 0.0
+    """Median time a completion takes."""
+    latency_spread: float = 0.0
+    """Sigma of a log-normal around it; 0 makes it constant."""
+    seed: int = 0
+    """Of the latencies."""
+    token_ids: bool = True
+    """Gives ids and logprobs to whoever asks, as vLLM does; False leaves them out, as most servers do."""
+    strict: bool = False
+    """Refuses vLLM's extra keys with status 400."""
+    reasoning_field: str = "reasoning"
+    """Name of a message's reasoning: `reasoning` (vLLM) or `reasoning_content` (SGLang, DeepSeek)."""
+    keeps_reasoning: bool = True
+    """False renders earlier turns without their reasoning, as some chat templates do."""
+    context: int | None = None
+    """Tokens that prompt and completion may have together."""
+    api_key: str | None = None
+    """What clients must send."""
+    fail_every: int = 0
+    """Every so many-th completion fails; 0 never."""
+    fail_status: int = 500
+    retry_after: str | None = None
+    """Header of a failure."""
+
+
+class _Role(msgspec.Struct):
+    role: str
+
+
+class _Asked(msgspec.Struct):
+    """What matters of a request."""
+
+    messages: list[_Role] | None = None
+    prompt: list[int | list[int]] | str | None = None
+    max_tokens: int | None = None
+    max_completion_tokens: int | None = None
+    logprobs: bool | int | None = None
+    return_token_ids: bool | None = None
+    stream: bool = False
+
+
+class _Conversation(msgspec.Struct):
+    messages: list[dict[str, Any]]
+    tools: list[dict[str, Any]] = []
+
+
+class _Refusal(Exception):
+    def __init__(self, status: int, message: str, code: str | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+
+
+class ScriptedEndpoint:
+    """The server on a loopback port. A context manager; `url` ends in /v1."""
+
+    def __init__(
+        self, template: ChatTemplate, lines: Sequence[str], behaviour: Behaviour | None = None, port: int = 0
+    ) -> None:
+        self.behaviour = behaviour or Behaviour()
+        self.requests = 0
+        """Completions asked for, failures included."""
+        self._template = template
+        self._lines = encode_lines(template, lines)
+        self._header = _header(template)
+        self._answers: dict[tuple[int, int, bool, bool, bool], bytes] = {}
+        self._asked = msgspec.json.Decoder(_Asked)
+        self._conversation = msgspec.json.Decoder(_Conversation)
+        self._random = random.Random(self.behaviour.seed)
+        self._port = port
+        self._runner: web.ServerRunner | None = None
+
+    async def __aenter__(self) -> Self:
+        self._runner = web.ServerRunner(web.Server(self._serve, access_log=None))
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, HOST, self._port, backlog=4096, reuse_address=True)
+        await site.start()
+        self._port = self._runner.addresses[0][1]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._runner is not None:
+            await self._runner.cleanup()
+
+    @property
+    def url(self) -> str:
+        """Base URL for clients; the port is known once the server runs."""
+        return f"http://{HOST}:{self._port}/v1"
+
+    async def _serve(self, request: web.BaseRequest) -> web.StreamResponse:
+        try:
+            body = await self._answer(request)
+        except _Refusal as refusal:
+            error = {"message": str(refusal), "type": "scripted", "code": refusal.code or refusal.status}
+            retry = self.behaviour.retry_after
+            headers = {"Retry-After": retry} if retry is not None and refusal.status >= 429 else None
+            body = msgspec.json.encode({"error": error})
+            return web.Response(body=body, status=refusal.status, headers=headers, content_type="application/json")
+        return web.Response(body=body, content_type="application/json")
+
+    async def _answer(self, request: web.BaseRequest) -> bytes:
+        key = self.behaviour.api_key
+        if key is not None and request.headers.get("Authorization") != f"Bearer {key}":
+            raise _Refusal(401, f"Incorrect API key provided: {request.headers.get('Authorization')}")
+        route = (request.method, request.path)
+        if route == ("GET", "/v1/models"):
+            card = {"id": MODEL, "object": "model", "created": 0, "owned_by": "rollout"}
+            return msgspec.json.encode({"object": "list", "data": [card]})
+        if route not in (("POST", "/v1/chat/completions"), ("POST", "/v1/completions")):
+            raise _Refusal(404, f"there is no {request.method} {request.path}")
+        self.requests += 1
+        if self.behaviour.fail_every and self.requests % self.behaviour.fail_every == 0:
+            raise _Refusal(self.behaviour.fail_status, "scripted failure")
+        raw = await request.read()
+        try:
+            asked = self._asked.decode(raw)
+        except msgspec.MsgspecError as error:
+            raise _Refusal(400, str(error)) from None
+        answer = self._complete(asked, raw, chat=request.path.endswith("/chat/completions"))
+        if self.behaviour.latency_seconds:
+            spread = self._random.lognormvariate(0.0, self.behaviour.latency_spread)
+            await asyncio.sleep(self.behaviour.latency_seconds * spread)
+        return answer
+
+    def _complete(self, asked: _Asked, raw: bytes, chat: bool) -> bytes:
+        if asked.stream:
+            raise _Refusal(400, "stream: this endpoint does not stream")
+        if self.behaviour.strict and asked.return_token_ids is not None:
+            raise _Refusal(400, "Unrecognized request argument supplied: return_token_ids")
+        told = self.behaviour.token_ids
+        wants_ids = told and bool(asked.return_token_ids)
+        wants_logprobs = told and asked.logprobs is not None and asked.logprobs is not False
+        prompt = self._prompt(asked, raw, chat, render=wants_ids or self.behaviour.context is not None)
+        if asked.messages is not None:
+            turn = sum(message.role == "assistant" for message in asked.messages)
+        else:
+            turn = max(0, _count(prompt, self._header) - 1)
+        line = self._lines[min(turn, len(self._lines) - 1)]
+        room = asked.max_completion_tokens or asked.max_tokens or len(line)
+        said = min(len(line), room)
+        if (context := self.behaviour.context) is not None and len(prompt) + said > context:
+            text = f"This model's maximum context length is {context} tokens, but the prompt has {len(prompt)}"
+            raise _Refusal(400, text, "context_length_exceeded")
+        key = (turn, said, chat, wants_ids, wants_logprobs)
+        if (answer := self._answers.get(key)) is None:
+            choice = self._choice(turn, line[:said], said < len(line), chat, wants_ids, wants_logprobs)
+            answer = self._answers[key] = _opened(choice, chat)
+        # Unrendered prompts are counted roughly: rendering costs more than all the rest of an answer.
+        count = len(prompt) or len(raw) // 4
+        usage = b'"usage":{"prompt_tokens":%d,"completion_tokens":%d,"total_tokens":%d}}' % (count, said, count + said)
+        if wants_ids:
+            ids = b'"prompt_token_ids":' + msgspec.json.encode(prompt) + b","
+            # vLLM tells a prompt's ids beside the choices (chat) and inside them (completions).
+            return answer + ids + usage if chat else answer.replace(b'{"index":0', b"{" + ids + b'"index":0', 1) + usage
+        return answer + usage
+
+    def _prompt(self, asked: _Asked, raw: bytes, chat: bool, render: bool) -> list[int]:
+        if not chat:
+            prompt = asked.prompt
+            if isinstance(prompt, str):
+                return self._template.encode(prompt)
+            if not prompt:
+                raise _Refusal(400, "prompt: expected token ids or text")
+            return cast(list[int], prompt[0] if isinstance(prompt[0], list) else prompt)
+        if asked.messages is None:
+            raise _Refusal(400, "messages: missing")
+        if not render:
+            return []
+        conversation = self._conversation.decode(raw)
+        messages = [self._past(message) for message in conversation.messages]
+        tools = [ToolSpec(**tool["function"]) for tool in conversation.tools]
+        return self._template.opening(messages, tools)
+
+    def _past(self, message: dict[str, Any]) -> Message:
+        """An earlier message as the template sees it."""
+        reasoning = message.pop("reasoning", None) or message.pop("reasoning_content", None)
+        if reasoning and self.behaviour.keeps_reasoning:
+            message["reasoning_content"] = reasoning
+        return cast(Message, message)
+
+    def _choice(
+        self, turn: int, ids: list[int], cut: bool, chat: bool, wants_ids: bool, wants_logprobs: bool
+    ) -> dict[str, Any]:
+        text = self._template.decode(ids)
+        message = as_message(hermes(text, turn))
+        calls = bool(message.get("tool_calls"))
+        choice: dict[str, Any] = {"index": 0, "finish_reason": "length" if cut else "stop", "logprobs": None}
+        if chat:
+            renamed: dict[str, Any] = dict(message)
+            if reasoning := renamed.pop("reasoning_content", None):
+                renamed[self.behaviour.reasoning_field] = reasoning
+            choice["message"] = renamed
+            choice["finish_reason"] = "length" if cut else "tool_calls" if calls else "stop"
+        else:
+            choice["text"] = text
+        if wants_ids:
+            choice["token_ids"] = ids
+        if wants_logprobs:
+            choice["logprobs"] = _logprobs([self._template.decode([number]) for number in ids], chat)
+        return choice
+
+
+def logprob(place: int) -> float:
+    """The log probability that the endpoint gives for the token at `place`: exact in 32 bits."""
+    return -(place % 8) / 8
+
+
+def _logprobs(tokens: list[str], chat: bool) -> dict[str, Any]:
+    if chat:
+        entries = [
+            {"token": token, "logprob": logprob(place), "bytes": list(token.encode()), "top_logprobs": []}
+            for place, token in enumerate(tokens)
+        ]
+        return {"content": entries}
+    places = range(len(tokens))
+    return {"tokens": tokens, "token_logprobs": [logprob(place) for place in places], "top_logprobs": []}
+
+
+def _opened(choice: dict[str, Any], chat: bool) -> bytes:
+    """An answer up to its usage."""
+    kind = "chat.completion" if chat else "text_completion"
+    answer = {"id": "scripted", "object": kind, "created": 0, "model": MODEL, "choices": [choice]}
+    return msgspec.json.encode(answer)[:-1] + b","
+
+
+def _header(template: ChatTemplate) -> list[int]:
+    """Ids of the assistant header that every turn, and nothing else, begins with."""
+    asked: list[Message] = [{"role": "user", "content": "?"}]
+    bare = template.render(asked, (), prompted=False)
+    return template.encode(template.render(asked, (), prompted=True)[len(bare) :])
+
+
+def _count(ids: list[int], part: list[int]) -> int:
+    """How often `part` occurs in `ids`."""
+    found = 0
+    at = -1
+    try:
+        while True:
+            at = ids.index(part[0], at + 1)
+            found += ids[at : at + len(part)] == part
+    except ValueError:
+        return found
+
+
+async def serve(endpoint: ScriptedEndpoint) -> None:
+    """Runs the endpoint until it is cancelled; its URL goes to stdout once it answers."""
+    async with endpoint:
+        print(endpoint.url, flush=True)
+        await asyncio.Event().wait()
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m rollout.scripted_endpoint")
+    parser.add_argument("--lines", nargs="+", required=True, help="what it says in turn 0, 1, ...")
+    parser.add_argument("--port", type=int, default=0, help="0 takes a free one")
+    parser.add_argument("--model", default="bundled", help="folder or hub name of the tokenizer and chat template")
+    parser.add_argument("--latency", type=float, default=0.0, help="median seconds a completion takes")
+    parser.add_argument("--spread", type=float, default=0.0, help="sigma of a log-normal around it")
+    parser.add_argument("--no-token-ids", action="store_true", help="give neither ids nor logprobs")
+    given = parser.parse_args()
+    behaviour = Behaviour(given.latency, given.spread, token_ids=not given.no_token_ids)
+    template = load_template(resolve_model(given.model))
+    with suppress(KeyboardInterrupt):
+        asyncio.run(serve(ScriptedEndpoint(template, given.lines, behaviour, given.port)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,230 @@
+"""A model's chat template and tokenizer, used in the two ways an episode needs.
+
+`opening` renders a whole conversation once, at an episode's start. `continuation` renders only what follows the
+policy's own tokens: it lays the new messages behind a stand-in for the policy's turn and takes what the template put
+after it. History is never rendered twice, so a template that drops old reasoning or writes arguments anew has
+nothing to rewrite. Rendering follows transformers' `apply_chat_template` (sandboxed jinja2, trimmed blocks).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Sequence
+from datetime import datetime
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, cast
+
+from jinja2 import TemplateError, nodes
+from jinja2.ext import Extension
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from tokenizers import Tokenizer
+
+from rollout.errors import UserError
+from rollout.trajectory import Message, ToolSpec
+
+_STAND_IN = "THE_POLICY_SPOKE_HERE"
+BUNDLED = Path(__file__).parent / "bundled_model"
+
+
+class _Generation(Extension):
+    """`{% generation %}` marks assistant text for trainers; for rendering it is transparent."""
+
+    tags = {"generation"}  # noqa: RUF012 - jinja2's own declaration
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+class ChatTemplate:
+    """Messages to token ids and token ids to text, for one model."""
+
+    def __init__(self, tokenizer: Tokenizer, source: str, specials: dict[str, str], eos_ids: frozenset[int]) -> None:
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _Generation]
+        )
+        environment.filters["tojson"] = _tojson
+        environment.globals["raise_exception"] = _raise
+        environment.globals["strftime_now"] = _now
+        self.source = source
+        self._template = environment.from_string(source)
+        self._tokenizer = tokenizer
+        self._specials = specials
+        self.eos_ids = eos_ids
+        self._eos_texts = [text for number in eos_ids if (text := tokenizer.id_to_token(number))]
+
+    def render(self, messages: Sequence[Message], tools: Sequence[ToolSpec], prompted: bool) -> str:
+        """The conversation as text; `prompted` adds the header of the policy's next turn."""
+        return self._template.render(
+            messages=[_objects(message) for message in messages],
+            tools=[spec.as_openai() for spec in tools] or None,
+            add_generation_prompt=prompted,
+            **self._specials,
+        )
+
+    def opening(self, messages: Sequence[Message], tools: Sequence[ToolSpec]) -> list[int]:
+        """Token ids of a whole conversation, ending with the header of the policy's turn.
+
+        Raises UserError when the template refuses these messages.
+        """
+        try:
+            return self.encode(self.render(messages, tools, prompted=True))
+        except TemplateError as error:
+            raise UserError(f"the model's chat template refuses the conversation: {error}") from error
+
+    def continuation(self, messages: Sequence[Message], ended: bool) -> list[int]:
+        """Token ids that follow the policy's sampled ids: end of its turn, `messages`, header of its next turn.
+
+        `ended` says that the sampled ids hold the end-of-turn token already.
+        Raises UserError when the template cannot put these messages after a turn of the policy.
+        """
+        text = self._after_turn(messages)
+        if ended:
+            for eos in self._eos_texts:
+                if text.startswith(eos):
+                    text = text[len(eos) :]
+                    break
+        return self.encode(text)
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of text in which special tokens are written out."""
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text with special tokens written out, without the end of turn."""
+        kept = list(ids)
+        while kept and kept[-1] in self.eos_ids:
+            kept.pop()
+        return self._tokenizer.decode(kept, skip_special_tokens=False)
+
+    @property
+    def opens_with_reasoning(self) -> bool:
+        """True when the header of the policy's turn ends in `<think>`, so that its text starts inside it."""
+        return self._opens_with_reasoning()
+
+    @lru_cache(maxsize=1)  # noqa: B019 - templates live as long as the process
+    def _opens_with_reasoning(self) -> bool:
+        rendered = self.render([{"role": "user", "content": "?"}], (), prompted=True)
+        return rendered.rstrip().endswith("<think>")
+
+    def _after_turn(self, messages: Sequence[Message]) -> str:
+        user: Message = {"role": "user", "content": "?"}
+        spoken: Message = {"role": "assistant", "content": _STAND_IN}
+        try:
+            rendered = self.render([user, spoken, *messages], (), prompted=True)
+        except TemplateError as error:
+            raise UserError(f"the model's chat template cannot continue a conversation: {error}") from error
+        before, found, after = rendered.partition(_STAND_IN)
+        if not found:
+            raise UserError(f"the model's chat template drops the policy's own turn: {before[-80:]!r}")
+        return after
+
+
+def load_template(folder: Path, override: Path | None = None) -> ChatTemplate:
+    """The chat template and tokenizer of a model folder.
+
+    Raises UserError naming the file that is missing: tokenizer.json, or a chat template (chat_template.jinja or in
+    tokenizer_config.json) when `override` gives none.
+    """
+    if not folder.is_dir():
+        raise UserError(f"model.path: {folder}: no such folder")
+    if not (folder / "tokenizer.json").is_file():
+        raise UserError(f"model.path: {folder}: no tokenizer.json in it")
+    settings = _json(folder / "tokenizer_config.json")
+    source = _source(folder, settings, override)
+    tokenizer = cast(Tokenizer, Tokenizer.from_file(str(folder / "tokenizer.json")))
+    specials = {
+        key: value if isinstance(value, str) else str(value.get("content", ""))
+        for key, value in settings.items()
+        if key.endswith("_token") and isinstance(value, str | dict)
+    }
+    return ChatTemplate(tokenizer, source, specials, _eos_ids(folder, tokenizer, specials))
+
+
+def resolve_model(path: str) -> Path:
+    """The folder that holds a model's tokenizer: `bundled`, a folder, or a hub name whose tokenizer is fetched."""
+    if path == "bundled":
+        return BUNDLED
+    folder = Path(path)
+    if folder.exists() or path.count("/") != 1 or path.startswith((".", "/", "~", "models/")):
+        return folder
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    wanted = ["tokenizer*", "chat_template*", "config.json", "generation_config.json", "special_tokens_map.json"]
+    try:
+        return Path(snapshot_download(path, allow_patterns=wanted))
+    except (HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"model.path: {path}: neither a folder nor to be had from the model hub: {reason}") from error
+
+
+def context_length(folder: Path) -> int | None:
+    """Positions the model reaches, from its config.json; None when it does not say."""
+    config = _json(folder / "config.json")
+    inner = config.get("text_config", config)
+    value = inner.get("max_position_embeddings")
+    return value if isinstance(value, int) else None
+
+
+def _source(folder: Path, settings: dict[str, Any], override: Path | None) -> str:
+    if override is not None:
+        if not override.is_file():
+            raise UserError(f"model.chat_template: {override}: no such file")
+        return override.read_text()
+    if (beside := folder / "chat_template.jinja").is_file():
+        return beside.read_text()
+    named = settings.get("chat_template")
+    if isinstance(named, list):
+        by_name = {entry["name"]: entry["template"] for entry in cast(list[dict[str, str]], named)}
+        named = by_name.get("tool_use", by_name.get("default"))
+    if not isinstance(named, str):
+        raise UserError(f"model.path: {folder}: no chat template; give one with model.chat_template")
+    return named
+
+
+def _eos_ids(folder: Path, tokenizer: Tokenizer, specials: dict[str, str]) -> frozenset[int]:
+    """Every id that ends a turn: the tokenizer's, and those of config.json and generation_config.json."""
+    found: set[int] = set()
+    for name in ("config.json", "generation_config.json"):
+        value = _json(folder / name).get("eos_token_id")
+        found.update([value] if isinstance(value, int) else value or [])
+    if (own := tokenizer.token_to_id(specials.get("eos_token", ""))) is not None:
+        found.add(own)
+    return frozenset(found)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def _objects(message: Message) -> dict[str, Any]:
+    """Templates write arguments with `tojson` or as they are; they all expect an object where one is to be had."""
+    plain = dict(message)
+    if calls := message.get("tool_calls"):
+        plain["tool_calls"] = [_object_call(call) for call in calls]
+    return plain
+
+
+def _object_call(call: dict[str, Any]) -> dict[str, Any]:
+    function = dict(call["function"])
+    with contextlib.suppress(ValueError):
+        function["arguments"] = json.loads(function["arguments"])
+    return {**call, "function": function}
+
+
+def _tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None, **others: Any) -> str:
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **others)
+
+
+def _raise(message: str) -> None:
+    raise TemplateError(message)
+
+
+def _now(form: str) -> str:
+    return datetime.now().astimezone().strftime(form)
+
+

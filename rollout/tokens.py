@@ -1,0 +1,116 @@
+"""The token ledger: what the policy was shown and what it sampled, in ids, once.
+
+Within a segment the next prompt is always: ids so far + sampled ids + ids of what was appended. Sampled ids are
+authoritative and never encoded again; text, reasoning and tool calls are read from them, not the other way round.
+The rule is asserted at every call (design invariant 3).
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+
+from rollout.protocols import Recorded
+from rollout.segments import Parser, as_message
+from rollout.template import ChatTemplate
+from rollout.trajectory import Completion, Message, Segment, ToolCall, ToolSpec
+
+
+class TokenLedger:
+    """A conversation with a policy that takes token ids. It has one segment: nothing is ever rewritten."""
+
+    def __init__(self, template: ChatTemplate, parser: Parser) -> None:
+        self._template = template
+        self._parser = parser
+        self._ids: array[int] = array("i")
+        self._sealed = b""
+        """Prompt and completion of the last call, packed: what the next prompt must start with."""
+        self._ended = True
+        self._turns = 0
+        self._messages: list[Message] = []
+
+    def extend(self, messages: Sequence[Message], tools: tuple[ToolSpec, ...]) -> None:
+        """Appends messages the policy did not write. Raises UserError when the template cannot place them."""
+        self._messages += messages
+        if self._turns:
+            self._ids.extend(self._template.continuation(messages, self._ended))
+        else:
+            self._ids = array("i", self._template.opening(self._messages, tools))
+
+    def prompt(self) -> tuple[Sequence[int], Sequence[Message]]:
+        """Ids of the next call, asserted to continue the last one."""
+        assert self._ids.tobytes().startswith(self._sealed), "the prompt does not continue what was sampled"
+        return self._ids, self._messages
+
+    def record(self, completion: Completion) -> Recorded:
+        """Takes the sampled ids in. Raises AssertionError when the engine saw another prompt or lost a logprob."""
+        assert completion.ids is not None, "a token ledger needs an engine that returns token ids"
+        assert completion.prompt_tokens in (None, len(self._ids)), "the engine read another prompt than it was given"
+        assert completion.logprobs is None or len(completion.logprobs) == len(completion.ids), (
+            "logprobs and ids differ in length"
+        )
+        appended = self._ids[len(self._sealed) // 4 :]
+        segments = self._parser(self._template.decode(completion.ids), self._turns)
+        self._ids.extend(completion.ids)
+        self._sealed = self._ids.tobytes()
+        self._ended = bool(completion.ids) and completion.ids[-1] in self._template.eos_ids
+        self._turns += 1
+        message = as_message(segments)
+        self._messages.append(message)
+        return Recorded(completion, appended, segments, 0, None, message)
+
+
+class MessageLedger:
+    """A conversation with an endpoint that takes messages and renders them itself.
+
+    Where the endpoint tells its prompt ids, each turn either extends the last one exactly or opens a new segment
+    and says so; where it does not, the row has no ids.
+    """
+
+    def __init__(self) -> None:
+        self._messages: list[Message] = []
+        self._sealed: array[int] | None = None
+        self._segment = 0
+
+    def extend(self, messages: Sequence[Message], tools: tuple[ToolSpec, ...]) -> None:
+        """Appends messages the policy did not write."""
+        self._messages += messages
+
+    def prompt(self) -> tuple[Sequence[int], Sequence[Message]]:
+        """No ids; all messages so far."""
+        return (), self._messages
+
+    def record(self, completion: Completion) -> Recorded:
+        """Takes the endpoint's message in, and its ids where it gives them."""
+        message = completion.message
+        assert message is not None, "a message ledger needs an endpoint that returns a message"
+        appended, broken = self._appended(completion)
+        self._messages.append(message)
+        return Recorded(completion, appended, _segments(message), self._segment, broken, message)
+
+    def _appended(self, completion: Completion) -> tuple[Sequence[int] | None, str | None]:
+        if completion.prompt_ids is None or completion.ids is None:
+            self._sealed = None
+            return None, None
+        prompt = array("i", completion.prompt_ids)
+        sealed, self._sealed = self._sealed, prompt + array("i", completion.ids)
+        if sealed is None:
+            return prompt, None
+        if prompt[: len(sealed)] == sealed:
+            return prompt[len(sealed) :], None
+        self._segment += 1
+        return prompt, "the endpoint rendered the history anew"
+
+
+def _segments(message: Message) -> tuple[Segment, ...]:
+    """A parsed message as segments: reasoning, then content, then calls, as chat endpoints order them."""
+    parts: list[Segment] = []
+    if reasoning := message.get("reasoning_content"):
+        parts.append(Segment("reasoning", reasoning))
+    if message["content"]:
+        parts.append(Segment("content", message["content"]))
+    for entry in message.get("tool_calls", []):
+        function = entry["function"]
+        call = ToolCall(entry["id"], function["name"], function["arguments"])
+        parts.append(Segment("tool_call", function["arguments"], call))
+    return tuple(parts)

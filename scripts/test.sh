@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# All checks: lint, types, tests. Arguments go to pytest.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+scripts/setup.sh
+export PATH="$PWD/.venv/bin:$PATH"
+ruff check .
+ruff format --check .
+pyright
+exec python -m pytest "$@"
