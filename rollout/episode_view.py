@@ -16,8 +16,10 @@ Row = dict[str, Any]
 
 _COLOURS = {"system": "magenta", "user": "cyan", "assistant": "green", "tool": "yellow"}
 _STATUS = {"completed": "green", "truncated": "yellow", "failed": "red", "dropped": "dim"}
-_VISIBLE = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {127: 0x2421}
-_VISIBLE |= dict.fromkeys(range(128, 160), 0xFFFD)
+_VISIBLE = {
+    **{code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"},
+    **dict.fromkeys(range(127, 160), 0xFFFD),
+}
 
 
 def episode_view(row: Row) -> Iterator[RenderableType]:
@@ -87,7 +89,7 @@ def _named(values: dict[str, float] | None) -> str:
 def _opening_turns(row: Row, messages: Sequence[Row]) -> int:
     """Assistant messages that were there before the first turn. A turn whose tool broke left its message only."""
     spoken = sum(message["role"] == "assistant" for message in messages)
-    broken = (row["failure"] or {}).get("kind") == "tool"
+    broken = row["failure"] is not None and row["failure"]["kind"] == "tool"
     return max(0, spoken - len(row["turns"] or ()) - broken)
 
 

@@ -85,9 +85,9 @@ def _print_episodes(console: Console, database: Database) -> None:
         table.add_column(name, justify="right" if name in ("#", "sample", "reward", "turns") else "left")
     for number, row in enumerate(rows):
         reward = "-" if row["reward"] is None else f"{row['reward']:g}"
-        names = [Text(visible(row[key])) for key in ("episode_id", "task_id")]
-        status = status_text(row["status"])
-        table.add_row(str(number), *names, str(row["sample_index"]), status, reward, str(row["num_turns"]), row["stop_reason"])
+        named = [Text(visible(row[key])) for key in ("episode_id", "task_id")]
+        told = [str(row["sample_index"]), status_text(row["status"]), reward, str(row["num_turns"])]
+        table.add_row(str(number), *named, *told, row["stop_reason"])
     console.print(table)
     if count > len(rows):
         console.print(f"... and {count - len(rows):,} more; a number, an id or TASK-SAMPLE shows one in full")
@@ -108,9 +108,10 @@ def _find(database: Database, wanted: str) -> str:
     names = [row["episode_id"] for row in rows]
     if names:
         raise UserError(f"{wanted}: more than one episode: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}")
-    near = "SELECT episode_id FROM episodes ORDER BY levenshtein(episode_id, ?), 1 LIMIT 3"
-    names = [row["episode_id"] for row in database.rows(near, wanted)]
-    raise UserError(f"{wanted}: no such episode" + (f"; nearest: {', '.join(names)}" if names else ": the run has none yet"))
+    rows = database.rows("SELECT episode_id FROM episodes ORDER BY levenshtein(episode_id, ?), 1 LIMIT 3", wanted)
+    names = [row["episode_id"] for row in rows]
+    near = f"; nearest: {', '.join(names)}" if names else ": the run has none yet"
+    raise UserError(f"{wanted}: no such episode{near}")
 
 
 def _print_table(console: Console, columns: list[str], rows: Iterator[dict[str, Any]]) -> None:
@@ -132,7 +133,7 @@ def _cell(value: Any) -> Text:
         return Text("-", style="dim")
     if isinstance(value, float):
         return Text(f"{value:.6g}")
-    text = value if isinstance(value, str) else _encode(value).decode() if isinstance(value, list | dict) else str(value)
+    text = _encode(value).decode() if isinstance(value, list | dict) else str(value)
     return Text(visible(text if len(text) <= _SHOWN_CELL else text[:_SHOWN_CELL] + " ..."))
 
 

@@ -9,16 +9,16 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-import pyarrow  # pyright: ignore[reportMissingTypeStubs]
-import pyarrow.parquet  # pyright: ignore[reportMissingTypeStubs]
+import pyarrow as arrow  # pyright: ignore[reportMissingTypeStubs]
+import pyarrow.parquet as parquet  # pyright: ignore[reportMissingTypeStubs]
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 
 from rollout.database import Database, opened
 from rollout.live import duration
 
-pa = cast(Any, pyarrow)
-"""It has no types."""
+pa, pq = cast(Any, arrow), cast(Any, parquet)
+"""They have no types."""
 Numbers = dict[str, Any]
 
 _OVERALL = """
@@ -57,6 +57,8 @@ FROM (SELECT unnest(turns) AS turn FROM written_calls), LATERAL (
     FROM (SELECT unnest(turn.segments, recursive := true))
 ), LATERAL (SELECT count(*) FILTER (name = '') AS unnamed FROM (SELECT unnest(turn.tool_calls, recursive := true)))"""
 _CALL_LEAVES = (("turns", "segments", "kind"), ("turns", "segments", "call_id"), ("turns", "tool_calls", "name"))
+_WRAPPERS = ("list", "element", "item")
+"""What Parquet puts into the path of a nested column."""
 
 
 def summary(run: Path) -> str:
@@ -106,7 +108,8 @@ def _lines(values: Numbers) -> Iterator[tuple[str, str]]:
         return
     reward = values["reward"]
     if reward["scored"]:
-        yield "reward", f"{_reward(reward)}   {reward['lowest']:g} to {reward['highest']:g}, {reward['scored']:,} scored"
+        reach = f"{reward['lowest']:.3g} to {reward['highest']:.3g}"
+        yield "reward", f"{_reward(reward)}   {reach}, {reward['scored']:,} scored"
     yield "stopped", _listed(values["stop_reason"])
     if values["failures"]:
         yield "failed", _listed(values["failures"])
@@ -135,16 +138,16 @@ def _resources(parts: Sequence[Numbers]) -> Table:
         table.add_column(name, justify="left" if name == "resource" else "right")
     for part in parts:
         reward = _reward(part) if part["scored"] else "-"
-        table.add_row(part["resource"], f"{part['episodes']:,}", reward, f"{part['mean_turns']:.2f}", f"{part['failed']:,}")
+        turns, failed = f"{part['mean_turns']:.2f}", f"{part['failed']:,}"
+        table.add_row(part["resource"], f"{part['episodes']:,}", reward, turns, failed)
     return table
 
 
 def _calls(database: Database) -> Numbers:
     """Tool calls the policy began to write, and those of them that could not be read."""
-    if not database.files:
-        return {"written": 0, "unread": 0}
     batches = _leaves(database.files, _CALL_LEAVES)
-    first = next(batches)
+    if (first := next(batches, None)) is None:
+        return {"written": 0, "unread": 0}
     whole = (batch for part in ([first], batches) for batch in part)
     database.register("written_calls", pa.RecordBatchReader.from_batches(first.schema, whole))
     return database.rows(_CALLS)[0]
@@ -153,16 +156,16 @@ def _calls(database: Database) -> Numbers:
 def _leaves(files: Sequence[str], leaves: Sequence[tuple[str, ...]]) -> Iterator[Any]:
     """Only these leaves of the nested columns, a file at a time: DuckDB would read the tokens beside them too."""
     for file in files:
-        parquet = pa.parquet.ParquetFile(file)
-        schema = parquet.schema
-        paths = [schema.column(place).path for place in range(len(schema))]
-        named = {tuple(part for part in path.split(".") if part not in ("list", "element", "item")): path for path in paths}
-        yield parquet.read(columns=[named[leaf] for leaf in leaves]).combine_chunks().to_batches()[0]
+        opened_file = pq.ParquetFile(file)
+        schema = opened_file.schema
+        paths: list[str] = [schema.column(place).path for place in range(len(schema))]
+        named = {tuple(part for part in path.split(".") if part not in _WRAPPERS): path for path in paths}
+        yield from opened_file.read(columns=[named[leaf] for leaf in leaves]).to_batches()
 
 
 def _counts(database: Database, column: str) -> dict[str, int]:
-    sql = f"SELECT {column} AS name, count(*) AS n FROM episodes WHERE name IS NOT NULL GROUP BY 1 ORDER BY n DESC, name"
-    return {row["name"]: row["n"] for row in database.rows(sql)}
+    counted = f"SELECT {column} AS name, count(*) AS n FROM episodes GROUP BY 1 ORDER BY n DESC, name"
+    return {row["name"]: row["n"] for row in database.rows(counted) if row["name"] is not None}
 
 
 def _share(part: int, whole: int) -> float | None:
