@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -149,10 +149,10 @@ async def _play(config: JobConfig, runner: Any, committer: Committer, run_id: st
     return driver.tally
 
 
-def _cpu() -> Counter[str]:
+def _cpu() -> dict[str, float]:
     """CPU seconds by group, over this process and all that descend from it."""
     me = psutil.Process()
-    spent: Counter[str] = Counter()
+    spent: dict[str, float] = defaultdict(float)
     for process in (me, *me.children(recursive=True)):
         with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
             times = process.cpu_times()

@@ -3,7 +3,6 @@
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 "$here/scripts/setup.sh"
-cd "$here"
-run=runs/demo-$(date +%Y%m%d-%H%M%S)
-export PATH="$here/.venv/bin:$PATH"
-exec rollout run conf/demo.yaml run.dir="$run" "$@"
+# From the checkout itself short paths will do, and the commands it prints can be typed as they are.
+[ "$PWD" = "$here" ] && at= || at="$here/"
+exec "$at.venv/bin/rollout" run "${at}conf/demo.yaml" run.dir="${at}runs/demo-$(date +%Y%m%d-%H%M%S)" "$@"

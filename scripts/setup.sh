@@ -22,7 +22,7 @@ fi
 echo "setup: installing into .venv (once, some minutes) ..." >&2
 rm -f .venv/ready-*
 "$python" -m venv .venv
-pip() { .venv/bin/python -m pip --disable-pip-version-check --quiet "$@"; }
+pip() { .venv/bin/python -m pip --disable-pip-version-check -qq "$@"; }
 torch=torch==2.13.0+cpu
 # Where the registry at hand has no CPU build, PyTorch's own index does. Asked only then: pip asks every index for
 # every package.
