@@ -87,10 +87,9 @@ def _named(values: dict[str, float] | None) -> str:
 
 
 def _opening_turns(row: Row, messages: Sequence[Row]) -> int:
-    """Assistant messages that were there before the first turn. A turn whose tool broke left its message only."""
+    """Assistant messages that were there before the first turn: examples in the task."""
     spoken = sum(message["role"] == "assistant" for message in messages)
-    broken = row["failure"] is not None and row["failure"]["kind"] == "tool"
-    return max(0, spoken - len(row["turns"] or ()) - broken)
+    return max(0, spoken - len(row["turns"] or ()))
 
 
 def _message(message: Row) -> Iterator[RenderableType]:
@@ -157,4 +156,4 @@ def _answers(following: Sequence[Row], turn: Row) -> int:
 
 
 def _body(text: str, style: str = "") -> RenderableType:
-    return Padding(Text(visible(text), style=style), (0, 0, 0, 2))
+    return Padding(Text(visible(text), style=style), (0, 0, 0, 2), expand=False)

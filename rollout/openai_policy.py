@@ -10,6 +10,7 @@ cookies, over aiohttp's connections, because its own pool is quadratic in them.
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import replace
 from typing import cast
 from urllib.request import getproxies, proxy_bypass
@@ -28,10 +29,9 @@ from tenacity import (
 )
 
 from rollout.config import OpenAIConfig, secret
-from rollout.errors import ResourceDown, UserError, describe
+from rollout.errors import ContextExceeded, ResourceDown, Unavailable, UserError, describe
 from rollout.openai_wire import (
     Answer,
-    ContextExceeded,
     Dialect,
     Refused,
     as_completion,
@@ -53,15 +53,15 @@ _ADAPTED = frozenset({400, 422})
 _backoff = wait_random_exponential(multiplier=0.25, max=20.0)
 
 
-class Unavailable(ResourceDown):
-    """The endpoint cannot answer now. `after` is how many seconds it asks to be left alone, if it says so."""
+class _NotNow(Unavailable):
+    """One try failed. `after` is how many seconds the endpoint asks to be left alone, if it says so."""
 
     def __init__(self, line: str, after: float | None = None) -> None:
         super().__init__(line)
         self.after = after
 
 
-_worth_another_try = retry_if_exception_type(Unavailable)
+_worth_another_try = retry_if_exception_type(_NotNow)
 
 
 class OpenAIPolicy:
@@ -87,26 +87,43 @@ class OpenAIPolicy:
     async def complete(self, prompt: Prompt) -> Completion:
         """Samples one completion within prompt.seconds, further tries included.
 
-        Raises ContextExceeded when the prompt does not fit the model, ResourceDown for everything else that keeps
-        the endpoint from answering: one line that never holds the key.
+        Raises ContextExceeded when the prompt does not fit the model, TimeoutError when its time is over,
+        Unavailable after the last try and Refused for what no further try would change. All say it in one line that
+        never holds the key.
         """
-        retrying = AsyncRetrying(
-            retry=_worth_another_try, stop=self._stop | stop_before_delay(prompt.seconds), wait=_pause, reraise=True
-        )
+        ends = time.monotonic() + prompt.seconds
         try:
             async with asyncio.timeout(prompt.seconds):
-                return await retrying(self._complete, prompt)
+                try:
+                    return await self._complete(prompt)
+                except _NotNow as error:
+                    return await self._again(prompt, error, ends)
         except TimeoutError:
-            raise ResourceDown(f"{self._host}: no answer within {prompt.seconds:.1f} s") from None
-        except Unavailable as error:
-            tries = cast(int, retrying.statistics["attempt_number"])
-            if tries == 1:
-                raise
-            raise Unavailable(f"{error} (tried {tries} times)", error.after) from error
+            raise TimeoutError(f"{self._host}: no answer within {prompt.seconds:.1f} s") from None
 
     async def aclose(self) -> None:
         """Closes the connections."""
         await self._transport.aclose()
+
+    async def _again(self, prompt: Prompt, failed: _NotNow, ends: float) -> Completion:
+        """Goes on after a first try that failed, never waiting beyond `ends`.
+
+        The first try is not tenacity's, as that would cost every call a fifth more.
+        """
+        failures = [failed]
+
+        async def one() -> Completion:
+            if failures:
+                raise failures.pop()
+            return await self._complete(prompt)
+
+        stop = self._stop | stop_before_delay(ends - time.monotonic())
+        retrying = AsyncRetrying(retry=_worth_another_try, stop=stop, wait=_pause, reraise=True)
+        try:
+            return await retrying(one)
+        except _NotNow as error:
+            tries = cast(int, retrying.statistics["attempt_number"])
+            raise Unavailable(f"{error} (tried {tries} times)" if tries > 1 else str(error)) from error
 
     async def _complete(self, prompt: Prompt) -> Completion:
         """One try: the request in the dialect the server is known to take, or the first one it turns out to take."""
@@ -144,7 +161,7 @@ class OpenAIPolicy:
                 await response.aclose()  # a connection with half an answer in it must not be used again
                 raise
         except (httpx.HTTPError, aiohttp.ClientError, OSError) as error:
-            raise Unavailable(self._line(describe(error))) from error
+            raise _NotNow(self._line(describe(error))) from error
 
     def _simpler(self, dialect: Dialect, line: str, tokens: bool) -> Dialect | None:
         """The next dialect to try; None when the refusal is about something else."""
@@ -174,14 +191,14 @@ class OpenAIPolicy:
 
 def _failure(response: httpx.Response, line: str) -> ResourceDown:
     if response.status_code in _RETRIED or response.status_code >= 500:
-        return Unavailable(line, retry_after(response.headers.get("retry-after")))
+        return _NotNow(line, retry_after(response.headers.get("retry-after")))
     return Refused(line)
 
 
 def _pause(state: RetryCallState) -> float:
     """Seconds until the next try: what the server asks for, else a growing random time."""
     error = state.outcome.exception() if state.outcome is not None else None
-    after = error.after if isinstance(error, Unavailable) else None
+    after = error.after if isinstance(error, _NotNow) else None
     return after if after is not None else _backoff(state)
 
 

@@ -9,10 +9,11 @@ import json
 import re
 from array import array
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from http import HTTPStatus
+from http.client import responses
 from typing import Any, cast
 
 import msgspec
@@ -37,10 +38,6 @@ _encode = msgspec.json.Encoder().encode
 
 class Refused(ResourceDown):
     """The endpoint does not want this request, or its answer makes no sense: asking again will not help."""
-
-
-class ContextExceeded(Refused):
-    """Prompt and completion do not fit the model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,9 +218,9 @@ def _read_logprobs(raw: msgspec.Raw, count: int) -> array[float] | None:
         read = _logprobs.decode(raw)
     except msgspec.MsgspecError:
         return None  # no server owes us logprobs
-    if read is None:
-        return None
-    values = [entry.logprob for entry in read.content] if read.content is not None else read.token_logprobs
+    values = read.token_logprobs if read is not None else None
+    if read is not None and read.content is not None:
+        values = [entry.logprob for entry in read.content]
     return array("f", values) if values is not None and len(values) == count else None
 
 
@@ -260,7 +257,7 @@ def _arguments(value: Any) -> str:
 
 def explain(status: int, body: bytes) -> str:
     """One line for an HTTP answer that is no completion: status, its name and what the server said."""
-    name = f" {HTTPStatus(status).phrase}" if status in HTTPStatus else ""
+    name = f" {responses[status]}" if status in responses else ""
     text = _error_text(body)
     first = next(iter(text.strip().splitlines()), "")
     shown = "".join(letter for letter in first if letter.isprintable())[:300]
@@ -291,11 +288,8 @@ def retry_after(value: str | None) -> float | None:
     """Seconds from a Retry-After header, which holds seconds or a date; None when it holds neither."""
     if value is None:
         return None
-    try:
+    with suppress(ValueError):
         return max(0.0, float(value))
-    except ValueError:
-        pass
-    try:
+    with suppress(ValueError, TypeError):
         return max(0.0, (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds())
-    except (ValueError, TypeError):
-        return None
+    return None

@@ -21,6 +21,7 @@ from typing import Any, Self, cast
 import msgspec
 from aiohttp import web
 
+from rollout.errors import UserError
 from rollout.scripted import encode_lines
 from rollout.segments import as_message, hermes
 from rollout.template import ChatTemplate, load_template, resolve_model
@@ -39,7 +40,6 @@ class Behaviour:
     latency_spread: float = 0.0
     """Sigma of a log-normal around it; 0 makes it constant."""
     seed: int = 0
-    """Of the latencies."""
     token_ids: bool = True
     """Gives ids and logprobs to whoever asks, as vLLM does; False leaves them out, as most servers do."""
     strict: bool = False
@@ -75,11 +75,6 @@ class _Asked(msgspec.Struct):
     stream: bool = False
 
 
-class _Conversation(msgspec.Struct):
-    messages: list[dict[str, Any]]
-    tools: list[dict[str, Any]] = []
-
-
 class _Refusal(Exception):
     def __init__(self, status: int, message: str, code: str | None = None) -> None:
         super().__init__(message)
@@ -101,16 +96,14 @@ class ScriptedEndpoint:
         self._header = _header(template)
         self._answers: dict[tuple[int, int, bool, bool, bool], bytes] = {}
         self._asked = msgspec.json.Decoder(_Asked)
-        self._conversation = msgspec.json.Decoder(_Conversation)
         self._random = random.Random(self.behaviour.seed)
         self._port = port
         self._runner: web.ServerRunner | None = None
 
     async def __aenter__(self) -> Self:
-        self._runner = web.ServerRunner(web.Server(self._serve, access_log=None))
+        self._runner = web.ServerRunner(web.Server(self._serve, access_log=None), shutdown_timeout=0.1)
         await self._runner.setup()
-        site = web.TCPSite(self._runner, HOST, self._port, backlog=4096, reuse_address=True)
-        await site.start()
+        await web.TCPSite(self._runner, HOST, self._port, backlog=4096, reuse_address=True).start()
         self._port = self._runner.addresses[0][1]
         return self
 
@@ -167,10 +160,8 @@ class ScriptedEndpoint:
         wants_ids = told and bool(asked.return_token_ids)
         wants_logprobs = told and asked.logprobs is not None and asked.logprobs is not False
         prompt = self._prompt(asked, raw, chat, render=wants_ids or self.behaviour.context is not None)
-        if asked.messages is not None:
-            turn = sum(message.role == "assistant" for message in asked.messages)
-        else:
-            turn = max(0, _count(prompt, self._header) - 1)
+        roles = [message.role for message in asked.messages or ()]
+        turn = roles.count("assistant") if chat else max(0, _count(prompt, self._header) - 1)
         line = self._lines[min(turn, len(self._lines) - 1)]
         room = asked.max_completion_tokens or asked.max_tokens or len(line)
         said = min(len(line), room)
@@ -180,7 +171,7 @@ class ScriptedEndpoint:
         key = (turn, said, chat, wants_ids, wants_logprobs)
         if (answer := self._answers.get(key)) is None:
             choice = self._choice(turn, line[:said], said < len(line), chat, wants_ids, wants_logprobs)
-            answer = self._answers[key] = _opened(choice, chat)
+            answer = self._answers[key] = _opened(choice, "chat.completion" if chat else "text_completion")
         # Unrendered prompts are counted roughly: rendering costs more than all the rest of an answer.
         count = len(prompt) or len(raw) // 4
         usage = b'"usage":{"prompt_tokens":%d,"completion_tokens":%d,"total_tokens":%d}}' % (count, said, count + said)
@@ -202,15 +193,19 @@ class ScriptedEndpoint:
             raise _Refusal(400, "messages: missing")
         if not render:
             return []
-        conversation = self._conversation.decode(raw)
-        messages = [self._past(message) for message in conversation.messages]
-        tools = [ToolSpec(**tool["function"]) for tool in conversation.tools]
-        return self._template.opening(messages, tools)
+        conversation: dict[str, Any] = msgspec.json.decode(raw)
+        messages = [self._past(message) for message in conversation["messages"]]
+        functions = [tool["function"] for tool in conversation.get("tools") or ()]
+        tools = [ToolSpec(each["name"], each.get("description", ""), each.get("parameters", {})) for each in functions]
+        try:
+            return self._template.opening(messages, tools)
+        except UserError as error:
+            raise _Refusal(400, str(error)) from None
 
     def _past(self, message: dict[str, Any]) -> Message:
-        """An earlier message as the template sees it."""
-        reasoning = message.pop("reasoning", None) or message.pop("reasoning_content", None)
-        if reasoning and self.behaviour.keeps_reasoning:
+        """An earlier message as the template sees it: reasoning is read only under the server's own name for it."""
+        given = {name: message.pop(name, None) for name in ("reasoning", "reasoning_content")}
+        if self.behaviour.keeps_reasoning and (reasoning := given[self.behaviour.reasoning_field]):
             message["reasoning_content"] = reasoning
         return cast(Message, message)
 
@@ -242,19 +237,18 @@ def logprob(place: int) -> float:
 
 
 def _logprobs(tokens: list[str], chat: bool) -> dict[str, Any]:
-    if chat:
-        entries = [
-            {"token": token, "logprob": logprob(place), "bytes": list(token.encode()), "top_logprobs": []}
-            for place, token in enumerate(tokens)
-        ]
-        return {"content": entries}
-    places = range(len(tokens))
-    return {"tokens": tokens, "token_logprobs": [logprob(place) for place in places], "top_logprobs": []}
+    values = [logprob(place) for place in range(len(tokens))]
+    if not chat:
+        return {"tokens": tokens, "token_logprobs": values, "top_logprobs": []}
+    entries = [
+        {"token": token, "logprob": value, "bytes": list(token.encode()), "top_logprobs": []}
+        for token, value in zip(tokens, values, strict=True)
+    ]
+    return {"content": entries}
 
 
-def _opened(choice: dict[str, Any], chat: bool) -> bytes:
+def _opened(choice: dict[str, Any], kind: str) -> bytes:
     """An answer up to its usage."""
-    kind = "chat.completion" if chat else "text_completion"
     answer = {"id": "scripted", "object": kind, "created": 0, "model": MODEL, "choices": [choice]}
     return msgspec.json.encode(answer)[:-1] + b","
 
