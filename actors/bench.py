@@ -28,7 +28,8 @@ from deltalake import DeltaTable
 from rich.console import Console
 from rich.table import Table
 
-from actors.cluster import Cluster, connect, disconnect, started
+from actors.cluster import Cluster, started
+from actors.connection import connect, disconnect
 from actors.driver import Driver, Names
 from resources.catalog import load_resource
 from rollout.config import JobConfig, validate

@@ -4,43 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-from collections.abc import AsyncIterator
+import re
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import RayActorError, RayTaskError
 
-from actors.resource_host import Offer, ResourceHost
+from actors.connection import free
+from actors.resource_host import ResourceHost
 from actors.runner import EpisodeRunner
 from actors.setting import Job
 from rollout.config import JobConfig, OpenAIConfig
 from rollout.errors import RolloutError, UserError, describe
 
+ANSWER_SECONDS = 5.0
+"""What a host that is told to stop may take to answer, besides closing its sessions."""
 
-def connect(address: str | None) -> None:
-    """Joins the Ray cluster at `address`, the one RAY_ADDRESS names, or starts one on this machine.
+log = logging.getLogger(__name__)
 
-    Raises UserError when there is none at the address or it wants a token we do not have.
-    """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    wanted = address or os.environ.get("RAY_ADDRESS") or "local"
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    try:
-        if wanted == "local":
-            ray.init(address="local", include_dashboard=False, **quiet)
-        else:
-            ray.init(address=wanted, **quiet)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        raise UserError(f"--address: no Ray cluster at {wanted}: {_first_line(error)}") from error
-
-
-def disconnect() -> None:
-    """Leaves the cluster; one that `connect` started ends with it."""
-    ray.shutdown()
+_RAISED = re.compile(r"(?:[\w.]+\.)?([A-Z]\w*): (.+)")
+"""Last line of a traceback."""
 
 
 @dataclass(slots=True)
@@ -48,12 +34,12 @@ class Cluster:
     """What runs for one job."""
 
     job: Job
+    _waiting: list[Any]
+    """Runners that have started and have nothing to do yet."""
 
     def new_runner(self, name: str) -> Any:
-        """Starts an episode runner."""
-        cpus = self.job.config.scheduler.cpus_per_runner
-        options: dict[str, Any] = {"num_cpus": cpus, "max_restarts": 0, "max_concurrency": 16}
-        return ray.remote(EpisodeRunner).options(**options).remote(self.job)
+        """An episode runner: one of those that wait, or one that is starting."""
+        return self._waiting.pop() if self._waiting else _new_runner(self.job)
 
     def end_runner(self, runner: Any) -> None:
         """Ends a runner at once."""
@@ -67,13 +53,23 @@ async def started(config: JobConfig, run_id: str, table: str) -> AsyncIterator[C
     Raises UserError when the cluster has not what the job asks for, or when the resource cannot be made.
     """
     hosts = [_new_host(config) for _ in range(config.resource.hosts)]
+    runners: list[Any] = []
+    seconds = config.scheduler.start_seconds
     try:
+        offered = [host.offer.remote() for host in hosts]
+        offers = await _all_started(offered, "resource.hosts", config.resource.cpus_per_host, seconds)
         async with _model(config, run_id) as model:
-            offer = await _offers(hosts, config)
-            yield Cluster(Job(config, run_id, table, offer, tuple(hosts), model))
+            job = Job(config, run_id, table, offers[0], tuple(hosts), model)
+            runners += [_new_runner(job) for _ in range(config.scheduler.runners)]
+            ready = [runner.start.remote() for runner in runners]
+            await _all_started(ready, "scheduler.runners", config.scheduler.cpus_per_runner, seconds)
+            try:
+                yield Cluster(job, runners)
+            finally:
+                await _close_sessions(hosts, config.run.limits.close_seconds)
     finally:
-        for host in hosts:
-            ray.kill(host)
+        for actor in (*runners, *hosts):
+            ray.kill(actor)
 
 
 @asynccontextmanager
@@ -91,6 +87,12 @@ async def _model(config: JobConfig, run_id: str) -> AsyncIterator[Any]:
         await asyncio.to_thread(undeploy, name)
 
 
+def _new_runner(job: Job) -> Any:
+    cpus = job.config.scheduler.cpus_per_runner
+    options: dict[str, Any] = {"num_cpus": cpus, "max_restarts": 0, "max_concurrency": 16}
+    return ray.remote(EpisodeRunner).options(**options).remote(job)
+
+
 def _new_host(config: JobConfig) -> Any:
     resource = config.resource
     options: dict[str, Any] = {"num_cpus": resource.cpus_per_host, "max_restarts": -1, "max_concurrency": 1000}
@@ -98,28 +100,46 @@ def _new_host(config: JobConfig) -> Any:
     return host.remote(resource.name, resource.options, resource.verifier_processes)
 
 
-async def _offers(hosts: list[Any], config: JobConfig) -> Offer:
-    seconds = config.scheduler.start_seconds
+async def _all_started(calls: Sequence[Any], key: str, cpus: float, seconds: float) -> list[Any]:
+    """What actors that were just made answer to their first call.
+
+    Raises UserError when the cluster has no place for all of them within `seconds`, and whatever keeps one of them
+    from starting as a RolloutError.
+    """
+    answers = [asyncio.ensure_future(_first_answer(call, key)) for call in calls]
     try:
-        async with asyncio.timeout(seconds):
-            offers: list[Offer] = await asyncio.gather(*[host.offer.remote() for host in hosts])
-    except (TimeoutError, GetTimeoutError):
-        raise UserError(f"resource.hosts: not started within {seconds:g} s; {free()}") from None
-    except (RayTaskError, RayActorError) as error:
-        cause = getattr(error, "cause", None)
+        done, late = await asyncio.wait(answers, timeout=seconds, return_when=asyncio.FIRST_EXCEPTION)
+        for answer in done:
+            answer.result()
+    finally:
+        for answer in answers:
+            answer.cancel()
+    if late:
+        asked = f"asked for {len(answers)} of {cpus:g} CPUs" + (" each" if len(answers) > 1 else "")
+        raise UserError(f"{key}: {asked}; after {seconds:g} s {len(done)} of {len(answers)} have started; {free()}")
+    return [answer.result() for answer in answers]
+
+
+async def _first_answer(call: Any, key: str) -> Any:
+    try:
+        return await call
+    except RayTaskError as error:
+        cause = error.cause
         if isinstance(cause, RolloutError):
             raise cause from None
-        raise RolloutError(f"resource {config.resource.name}: {describe(cause or error)}") from error
-    return offers[0]
+        raise RolloutError(f"{key}: cannot start: {describe(cause)}") from error
+    except RayActorError as error:  # raised where it was made: what is left of the error is text
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raised = [found for line in lines if (found := _RAISED.fullmatch(line))]
+        if raised and raised[-1][1] == UserError.__name__:
+            raise UserError(raised[-1][2]) from None
+        reason = f"{raised[-1][1]}: {raised[-1][2]}" if raised else describe(error)
+        raise RolloutError(f"{key}: cannot start: {reason}"[:500]) from None
 
 
-def free() -> str:
-    """What the cluster has and what of it is free, in words."""
-    total, available = ray.cluster_resources(), ray.available_resources()
-    parts = [f"{available.get(kind, 0):g} of {total.get(kind, 0):g} {kind}s" for kind in ("CPU", "GPU")]
-    nodes = sum(bool(node["Alive"]) for node in ray.nodes())
-    return f"free are {' and '.join(parts)} on {nodes} node{'s' if nodes != 1 else ''}"
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+async def _close_sessions(hosts: list[Any], seconds: float) -> None:
+    """Lets hosts close what nobody has closed: sessions of runners that died."""
+    stops = [asyncio.wait_for(host.stop.remote(seconds), seconds + ANSWER_SECONDS) for host in hosts]
+    for end in await asyncio.gather(*stops, return_exceptions=True):
+        if isinstance(end, Exception):
+            log.warning("a resource host did not close all its sessions: %s", describe(end))

@@ -10,7 +10,7 @@ slowest, and while anything is out exactly one trip is held at the mailbox.
 
 Delivery is at most once. When a trip fails, or comes back from another mailbox than the one that holds a letter (an
 actor was restarted, a replica replaced), the letters it may have carried are reported as Lost; whoever asked decides
-whether to ask again.
+whether to ask again. Payloads and answers are pickled one by one, so that one that cannot be costs only itself.
 """
 
 from __future__ import annotations
@@ -19,31 +19,36 @@ import asyncio
 import itertools
 import pickle
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 from uuid import uuid4
 
-from rollout.errors import ResourceDown, RolloutError, describe
+from rollout.errors import ResourceDown, RolloutError, Unavailable, describe
 
 LINGER_SECONDS = 0.002
 """How long an outbox or a finished result waits for company."""
 HOLD_SECONDS = 5.0
 """How long a trip with nothing to bring back is held."""
 SILENT_SECONDS = 30.0
-"""A trip that is not back so long after its hold is lost; a client not seen for so long is forgotten."""
+"""A trip that is not back so long after its hold is lost; a client not seen for twice as long is forgotten."""
 
 Exchange = Callable[[str, bytes, float], Awaitable[bytes]]
 """(client, letters, hold seconds) -> answer: `Mailbox.exchange` behind some transport."""
 
 
-class Lost(ResourceDown):
+class Lost(Unavailable):
     """The answer will not come: the actor died, was replaced or does not answer."""
 
 
 @dataclass(slots=True)
 class _Client:
-    finished: list[tuple[int, bool, Any]] = field(default_factory=list[tuple[int, bool, Any]])
+    """What a mailbox knows of one courier. A client that was forgotten and comes back is a new epoch: its courier
+    learns from that that nothing of before is coming."""
+
+    epoch: str = field(default_factory=lambda: uuid4().hex)
+    finished: list[tuple[int, bool, bytes]] = field(default_factory=list[tuple[int, bool, bytes]])
     running: dict[int, asyncio.Task[None]] = field(default_factory=dict[int, asyncio.Task[None]])
     wake: asyncio.Event = field(default_factory=asyncio.Event)
     trips: int = 0
@@ -53,10 +58,12 @@ class _Client:
 class Mailbox:
     """The receiving side. One for each actor; `handler` answers one letter and may take as long as it likes."""
 
-    def __init__(self, handler: Callable[[Any], Awaitable[Any]]) -> None:
+    def __init__(
+        self, handler: Callable[[Any], Awaitable[Any]], forget_seconds: float = HOLD_SECONDS + 2 * SILENT_SECONDS
+    ) -> None:
         self._handler = handler
+        self._forget_seconds = forget_seconds
         self._clients: dict[str, _Client] = {}
-        self._epoch = uuid4().hex
 
     @property
     def running(self) -> int:
@@ -65,21 +72,22 @@ class Mailbox:
 
     async def exchange(self, name: str, letters: bytes, hold: float) -> bytes:
         """Takes letters in and brings back what is finished; waits at most `hold` seconds for the first."""
+        self._forget_silent()
         client = self._clients.setdefault(name, _Client())
         client.trips += 1
         client.seen = time.monotonic()
-        trip = client.trips
         client.wake.set()  # an earlier trip of this client need not be held any longer
         new, cancelled = pickle.loads(letters)
         for number, payload in new:
-            client.running[number] = asyncio.create_task(self._answer(client, number, payload))
+            task = asyncio.create_task(self._answer(client, number, payload))
+            client.running[number] = task
+            task.add_done_callback(partial(_leave, client, number))
         for number in cancelled:
-            if (task := client.running.get(number)) is not None:
-                task.cancel()
-        self._forget_silent()
-        await self._hold(client, trip, hold)
+            if (running := client.running.get(number)) is not None:
+                running.cancel()
+        await self._hold(client, client.trips, hold)
         finished, client.finished = client.finished, []
-        return pickle.dumps((self._epoch, finished), protocol=5)
+        return pickle.dumps((client.epoch, finished), protocol=5)
 
     async def _hold(self, client: _Client, trip: int, seconds: float) -> None:
         deadline = time.monotonic() + seconds
@@ -93,17 +101,16 @@ class Mailbox:
         if client.finished and client.running:
             await asyncio.sleep(LINGER_SECONDS)
 
-    async def _answer(self, client: _Client, number: int, payload: Any) -> None:
+    async def _answer(self, client: _Client, number: int, payload: bytes) -> None:
         try:
-            result = (number, True, await self._handler(payload))
+            result = (number, True, pickle.dumps(await self._handler(pickle.loads(payload)), protocol=5))
         except asyncio.CancelledError:
-            result = (number, False, Lost("cancelled"))
+            result = (number, False, pickle.dumps(Lost("cancelled")))
         except (RolloutError, TimeoutError) as error:
-            result = (number, False, error)
-        except Exception as error:  # travels back to the one who asked, as text: foreign errors may not pickle
-            result = (number, False, ResourceDown(describe(error)))
-        finally:
-            client.running.pop(number, None)
+            result = (number, False, _pickled(error))
+        except (Exception, SystemExit) as error:  # travels as text: foreign errors may not pickle
+            result = (number, False, pickle.dumps(ResourceDown(describe(error))))
+        client.running.pop(number, None)
         client.finished.append(result)
         client.wake.set()
 
@@ -111,100 +118,167 @@ class Mailbox:
         """A client that never comes back (its process died) does not keep its work running."""
         now = time.monotonic()
         for name, client in list(self._clients.items()):
-            if now - client.seen > HOLD_SECONDS + 2 * SILENT_SECONDS:
+            if now - client.seen > self._forget_seconds:
                 for task in client.running.values():
                     task.cancel()
                 del self._clients[name]
 
 
+def _leave(client: _Client, number: int, _: asyncio.Task[None]) -> None:
+    """For a letter that was cancelled before it could start."""
+    client.running.pop(number, None)
+
+
+def _pickled(error: Exception) -> bytes:
+    """The error itself, or what it says when it cannot travel."""
+    try:
+        blob = pickle.dumps(error)
+        pickle.loads(blob)
+    except Exception:  # whatever its own constructor raises
+        return pickle.dumps(ResourceDown(describe(error)))
+    return blob
+
+
+@dataclass(slots=True)
+class _Letter:
+    answer: asyncio.Future[Any] | None
+    """None when nobody wants to know."""
+    undo: Callable[[Any], Any] | None = None
+    sent: bool = False
+    holder: str | None = None
+    """Epoch of the mailbox that has it; None until a trip has said so."""
+
+
 class Courier:
     """The asking side: one for each pair of a process and a mailbox."""
 
-    def __init__(self, exchange: Exchange, where: str) -> None:
+    def __init__(
+        self, exchange: Exchange, where: str, hold_seconds: float = HOLD_SECONDS, silent_seconds: float = SILENT_SECONDS
+    ) -> None:
         self._exchange = exchange
         self._where = where
+        self._hold_seconds = hold_seconds
+        self._silent_seconds = silent_seconds
         self._name = uuid4().hex
         self._numbers = itertools.count()
-        self._outbox: list[tuple[int, Any]] = []
+        self._outbox: list[tuple[int, bytes]] = []
         self._cancelled: list[int] = []
-        self._waiting: dict[int, asyncio.Future[Any]] = {}
-        self._held_by: dict[int, str] = {}
-        self._trips: set[asyncio.Task[None]] = set()
+        self._letters: dict[int, _Letter] = {}
+        """Those whose answer is still to come."""
+        self._out: set[int] = set()
+        """Trips that are not back yet."""
+        self._tasks: set[asyncio.Task[None]] = set()
         self._lingering = False
-        self._out = 0
-        """Trips on their way. Not the number of tasks: those end a little later than their trips."""
 
-    async def ask(self, payload: Any) -> Any:
+    async def ask(self, payload: Any, undo: Callable[[Any], Any] | None = None) -> Any:
         """The handler's answer to `payload`.
 
         Raises Lost when it will not come, ResourceDown for a foreign error over there, and the handler's own
-        RolloutError or TimeoutError. Cancelling it cancels the handler too.
+        RolloutError or TimeoutError. Cancelling it cancels the handler too; where that comes too late,
+        `undo(answer)` is sent as a letter of its own.
         """
-        number = next(self._numbers)
-        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._waiting[number] = future
-        self._outbox.append((number, payload))
-        self._depart()
+        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        number = self._post(payload, _Letter(answer, undo))
         try:
-            return await future
+            return await answer
         except asyncio.CancelledError:
+            if answer.cancelled():
+                self._abandon(number)
+            elif undo is not None and answer.exception() is None:  # it came in the same moment
+                self._post(undo(answer.result()), _Letter(None))
+            raise
+
+    def _post(self, payload: Any, letter: _Letter) -> int:
+        number, blob = next(self._numbers), pickle.dumps(payload, protocol=5)
+        self._letters[number] = letter
+        self._outbox.append((number, blob))
+        self._depart()
+        return number
+
+    def _abandon(self, number: int) -> None:
+        letter = self._letters.get(number)
+        if letter is None:  # settled after it was cancelled and before the one who asked could run
+            return
+        if letter.sent:
             self._cancelled.append(number)
             self._depart()
-            raise
-        finally:
-            self._waiting.pop(number, None)
-            self._held_by.pop(number, None)
+        if not letter.sent or letter.undo is None:
+            del self._letters[number]
 
     def _depart(self) -> None:
         if not self._lingering:
             self._lingering = True
             self._start(self._linger())
 
-    def _start(self, trip: Any) -> None:
+    def _start(self, trip: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(trip)
-        self._trips.add(task)
-        task.add_done_callback(self._trips.discard)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _linger(self) -> None:
         await asyncio.sleep(LINGER_SECONDS)
         self._lingering = False
-        await self._travel()
+        self._outbox = [entry for entry in self._outbox if entry[0] in self._letters]
+        if self._outbox or self._cancelled or (self._holding and not self._out):  # else all was withdrawn
+            await self._travel()
+
+    @property
+    def _holding(self) -> bool:
+        """True when a mailbox has letters of ours: then a trip must be there to bring the answers."""
+        return any(letter.holder is not None for letter in self._letters.values())
 
     async def _travel(self) -> None:
-        letters, self._outbox = self._outbox, []
+        letters, self._outbox = [entry for entry in self._outbox if entry[0] in self._letters], []
         cancelled, self._cancelled = self._cancelled, []
-        letters = [letter for letter in letters if letter[0] in self._waiting]
-        carried = {number for number, _ in letters}
-        self._out += 1
+        for number, _ in letters:
+            self._letters[number].sent = True
+        trip = next(self._numbers)
+        self._out.add(trip)
         try:
             blob = pickle.dumps((letters, cancelled), protocol=5)
-            async with asyncio.timeout(HOLD_SECONDS + SILENT_SECONDS):
-                answer = await self._exchange(self._name, blob, HOLD_SECONDS)
-        except Exception as error:  # whatever the transport raises, its letters are lost and must be said so
-            self._lose(carried | set(self._held_by), error)
+            async with asyncio.timeout(self._hold_seconds + self._silent_seconds):
+                answer = await self._exchange(self._name, blob, self._hold_seconds)
+            epoch, finished = pickle.loads(answer)
+        except (Exception, asyncio.CancelledError) as error:  # whatever the transport raises, its letters are lost
+            self._lose_trip({number for number, _ in letters}, error)
             return
         finally:
-            self._out -= 1
-        epoch, finished = pickle.loads(answer)
-        for number in carried & self._waiting.keys():
-            self._held_by[number] = epoch
-        for number, ok, value in finished:
-            self._settle(number, ok, value)
-        self._lose({number for number, holder in self._held_by.items() if holder != epoch}, None)
-        if self._held_by and not self._lingering and not self._out:
+            self._out.discard(trip)
+        for number, _ in letters:
+            if (letter := self._letters.get(number)) is not None:
+                letter.holder = epoch
+        for number, ok, answer in finished:
+            self._settle(number, ok, answer)
+        replaced = [number for number, letter in self._letters.items() if letter.holder not in (None, epoch)]
+        for number in replaced:
+            self._lose(number, "it was replaced")
+        if self._holding and not self._lingering and max(self._out, default=-1) < trip:  # no younger trip is held
             self._start(self._travel())
 
-    def _settle(self, number: int, ok: bool, value: Any) -> None:
-        self._held_by.pop(number, None)
-        future = self._waiting.get(number)
-        if future is None or future.done():
-            return
-        if ok:
-            future.set_result(value)
-        else:
-            future.set_exception(value)
+    def _lose_trip(self, carried: set[int], error: BaseException) -> None:
+        """A trip that fails may have had answers on board to any letter the mailbox held."""
+        lost = [number for number, letter in self._letters.items() if number in carried or letter.holder is not None]
+        self._cancelled += lost  # where the mailbox lives on, it need not work for nobody
+        for number in lost:
+            self._lose(number, describe(error))
 
-    def _lose(self, numbers: set[int], error: Exception | None) -> None:
-        reason = describe(error) if error is not None else "it was replaced"
-        for number in numbers:
-            self._settle(number, False, Lost(f"{self._where}: {reason}"))
+    def _lose(self, number: int, why: str) -> None:
+        letter = self._letters.pop(number)
+        if letter.answer is not None and not letter.answer.done():
+            letter.answer.set_exception(Lost(f"{self._where}: {why}"))
+
+    def _settle(self, number: int, ok: bool, answer: bytes) -> None:
+        letter = self._letters.pop(number, None)
+        if letter is None or letter.answer is None:
+            return
+        try:
+            value = pickle.loads(answer)
+        except Exception as error:  # a class this process does not know
+            ok, value = False, ResourceDown(f"{self._where}: {describe(error)}")
+        if letter.answer.cancelled():
+            if ok and letter.undo is not None:
+                self._post(letter.undo(value), _Letter(None))
+        elif ok:
+            letter.answer.set_result(value)
+        else:
+            letter.answer.set_exception(value)

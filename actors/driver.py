@@ -17,7 +17,7 @@ from typing import Any
 from ray.exceptions import RayTaskError
 
 from actors.courier import SILENT_SECONDS
-from actors.runner import Report
+from actors.runner import Report, Written
 from rollout.dataset import Committer, RowFile, write_file
 from rollout.errors import BoundaryError, RolloutError, boundary
 from rollout.live import Live
@@ -29,7 +29,7 @@ from rollout.trajectory import FailureKind, Lease, StopReason, Trajectory
 HOLD_SECONDS = 0.5
 """How long a runner with nothing to tell is waited for: also how fast the progress view and Ctrl-C react."""
 MAX_DEATHS = 5
-"""Runners that may die one after the other without a row being committed in between."""
+"""Runners that may die one after the other in the same place without a file being committed in between."""
 STOP_SECONDS = 60.0
 """What a runner may take to write what it has when the run is stopped."""
 
@@ -66,8 +66,9 @@ class Driver:
     interrupted: bool = False
     _runners: dict[str, Any] = field(default_factory=dict[str, Any])
     _numbers: Iterator[int] = field(default_factory=itertools.count)
-    _deaths: int = 0
-    _fatal: str | None = None
+    _kept: int = 0
+    """Files that were committed."""
+    _fatal: RolloutError | None = None
     _committing: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def run(self, runners: int) -> bool:
@@ -76,15 +77,12 @@ class Driver:
         Raises Stuck when it cannot go on, UserError when a runner says that the job itself is wrong. Rows that ended
         are committed in every case.
         """
-        try:
-            async with asyncio.TaskGroup() as group:
-                for _ in range(runners):
-                    group.create_task(self._keep_runner())
-                group.create_task(self._show())
-        except* RolloutError as errors:
-            raise errors.exceptions[0] from None
+        async with asyncio.TaskGroup() as group:
+            for _ in range(runners):
+                group.create_task(self._keep_runner())
+            group.create_task(self._show())
         if self._fatal is not None:
-            raise Stuck(self._fatal)
+            raise self._fatal
         return self.scheduler.finished and not self.interrupted
 
     def interrupt(self) -> None:
@@ -98,13 +96,24 @@ class Driver:
 
     async def _keep_runner(self) -> None:
         """One runner after the other in the same place until the run is over."""
+        deaths = 0
         while not self._over:
-            name = f"runner-{next(self._numbers)}"
+            name, kept = f"runner-{next(self._numbers)}", self._kept
             try:
                 await self._use_runner(name)
             except BoundaryError as error:
+                deaths = deaths + 1 if self._kept == kept else 1
                 await self._bury(name, error.failure.message)
+                if deaths >= MAX_DEATHS:
+                    self._give_up(Stuck(f"{deaths} runners died one after the other: {error.failure.message}"))
+            except RolloutError as error:
+                self._give_up(error)
         self.live.update(self.tally, self.scheduler.running, self.total, None, time.time())
+
+    def _give_up(self, error: RolloutError) -> None:
+        """Ends the run in order: what other runners have is still committed."""
+        self._fatal = self._fatal or error
+        self.scheduler.stop()
 
     async def _use_runner(self, name: str) -> None:
         runner = self.new_runner(name)
@@ -112,30 +121,40 @@ class Driver:
         self.scheduler.add_runner(name)
         async with boundary(FailureKind.LOST, name, self.start_seconds):
             await _answer(runner.start.remote())
+        files: list[Written] = []
         while not self._over:
             leases = self.scheduler.assign(name)
+            working = runner.work.remote(leases, self.scheduler.drained, HOLD_SECONDS)
+            await self._keep(name, files)  # while the runner works: free slots must not wait for the disk
             async with boundary(FailureKind.LOST, name, HOLD_SECONDS + SILENT_SECONDS):
-                report = await _answer(runner.work.remote(leases, self.scheduler.drained, HOLD_SECONDS))
-            await self._absorb(name, report)
+                report = await _answer(working)
+            files = self._absorb(name, report)
+            if self.scheduler.drained:
+                await self._keep(name, files)
+                files = []
         async with boundary(FailureKind.LOST, name, STOP_SECONDS):
             report = await _answer(runner.stop.remote())
-        await self._absorb(name, report)
+        await self._keep(name, [*files, *self._absorb(name, report)])
         self.end_runner(self._runners.pop(name))
 
-    async def _absorb(self, name: str, report: Report) -> None:
+    def _absorb(self, name: str, report: Report) -> list[Written]:
+        """Takes in what a runner tells, but for its files, which are left to commit."""
         self.tally += report.tally
         self.scheduler.finish(name, report.finished)
         for episode_id, failure in report.given_back:
             log.info("%s will be tried again: %s at %s: %s", episode_id, failure.kind, failure.where, failure.message)
             self.scheduler.give_back(name, episode_id)
-        for written in report.files:
+        if report.fatal is not None:
+            self._give_up(Stuck(report.fatal))
+        return report.files
+
+    async def _keep(self, name: str, files: list[Written]) -> None:
+        """Commits the files whose samples the runner still holds."""
+        for written in files:
             if self.scheduler.holds(name, written.episode_ids):
                 await self._commit([written.file])
                 self.scheduler.settle(name, written.episode_ids)
-                self._deaths = 0
-        if report.fatal is not None:
-            self._fatal = self._fatal or report.fatal
-            self.scheduler.stop()
+                self._kept += 1
 
     async def _commit(self, files: list[RowFile]) -> None:
         async with self._committing:
@@ -149,16 +168,19 @@ class Driver:
         log.warning("%s is lost: %s", name, why)
         self.end_runner(self._runners.pop(name))
         orphans = self.scheduler.lose_runner(name, why)
-        self._deaths += 1
         if orphans:
-            await self._write_orphans(orphans)
-        if self._deaths >= MAX_DEATHS:
-            self._fatal = f"{self._deaths} runners died one after the other, the last one of: {why}"
-            self.scheduler.stop()
+            try:
+                await self._write_orphans(orphans)
+            except RolloutError as error:
+                self._give_up(error)
 
     async def _write_orphans(self, orphans: list[Orphan]) -> None:
         rows = [self._lost(orphan) for orphan in orphans]
-        file = await asyncio.to_thread(lambda: write_file(self.committer.folder, to_table(rows)))
+        folder = self.committer.folder
+        try:
+            file = await asyncio.to_thread(lambda: write_file(folder, to_table(rows)))
+        except OSError as error:
+            raise Stuck(f"{folder}: cannot write: {error.strerror or error}") from error
         await self._commit([file])
         for row in rows:
             self.tally += Tally.of(row)

@@ -3,90 +3,53 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import itertools
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from actors.cluster import Cluster, connect, disconnect, started
+from actors.check import check, make_resource
+from actors.cluster import Cluster, started
+from actors.connection import check_room, connect, disconnect
 from actors.driver import Driver, Names
-from actors.setting import model_name, template_of
-from resources.catalog import code_digest, load_resource
-from rollout.config import JobConfig, OpenAIConfig, secret
+from actors.setting import model_name
+from rollout.config import JobConfig
 from rollout.dataset import Committer
-from rollout.errors import UserError, nearest
+from rollout.errors import UserError
 from rollout.live import Live
 from rollout.resource import Resource
-from rollout.run_folder import Run, create_or_resume, locked
+from rollout.run_folder import Run, check_folder, create_or_resume, locked, take_back
 from rollout.scheduling import Scheduler, samples
-from rollout.tasks import check_tasks, count_tasks, read_tasks
-from rollout.template import resolve_model
+from rollout.tasks import count_tasks, read_tasks
 
 
 def run_job(config: JobConfig, address: str | None, resume: bool, force: bool) -> bool:
     """Runs a job to its end; True when every sample has its row, False when it was stopped with work left.
 
     Everything a person can get wrong is looked at before anything is started. Raises UserError for that, RolloutError
-    when the run cannot go on.
+    when the run cannot go on. A UserError that comes before the first row leaves no run behind.
     """
-    resource = load_resource(config.resource.name, config.resource.options)
+    folder = Path(config.run.dir)
+    check_folder(folder, resume)
+    resource = make_resource(config)
     digests = check(config, resource)
-    with locked(Path(config.run.dir)):
+    with locked(folder):
         run = create_or_resume(config, digests, resume, force)
         committer = Committer(run.episodes, run.run_id)
         committer.discard_uncommitted()
-        connect(address)
         try:
+            if connect(address):
+                check_room(config)
             return asyncio.run(_play(config, run, resource, committer))
+        except UserError:
+            if not resume and not committer.last:
+                take_back(run)
+            raise
+        except (KeyboardInterrupt, asyncio.CancelledError):  # while the cluster was starting or ending
+            return False
         finally:
             disconnect()
-
-
-def check(config: JobConfig, resource: Resource) -> dict[str, str]:
-    """Digests of what decides the rows besides the configuration, after looking at all of it.
-
-    Raises UserError for a malformed task file, unknown tools, a model folder that cannot be used, a missing key, or
-    limits that do not fit.
-    """
-    digests = {"resource": code_digest(resource)}
-    if (tasks := check_tasks(config.tasks)) is not None:
-        digests["tasks"] = tasks
-    _check_tools(config, resource)
-    _check_limits(config)
-    if isinstance(config.model, OpenAIConfig):
-        secret(config.model.api_key_env)
-    if (template := template_of(config.model)) is not None:
-        digests["template"] = hashlib.sha256(template.source.encode()).hexdigest()
-        first = next(read_tasks(config.tasks, resource, config.run.seed), None)
-        if first is None:
-            raise UserError("tasks.count: the resource has no task")
-        template.opening(first.messages, [bound.spec for bound in resource.bound_tools().values()])
-        template.continuation([{"role": "user", "content": "?"}], ended=True)
-    return digests
-
-
-def _check_tools(config: JobConfig, resource: Resource) -> None:
-    known = resource.bound_tools()
-    for name in config.agent.tools or ():
-        if name not in known:
-            raise UserError(f"agent.tools: {resource.name} has no tool '{name}'{nearest(name, known)}")
-
-
-def _check_limits(config: JobConfig) -> None:
-    limits = config.run.limits
-    if limits.verify_seconds + limits.close_seconds >= limits.episode_seconds:
-        raise UserError(
-            f"run.limits.episode_seconds: {limits.episode_seconds:g} leaves nothing beside the "
-            f"{limits.verify_seconds:g} s kept for scoring and {limits.close_seconds:g} s for closing"
-        )
-    model = config.model
-    if not isinstance(model, OpenAIConfig):
-        folder = resolve_model(model.path)
-        if not (folder / "config.json").is_file():
-            raise UserError(f"model.path: {folder}: no config.json in it" if folder.is_dir() else
-                            f"model.path: {folder}: no such folder")
 
 
 async def _play(config: JobConfig, run: Run, resource: Resource, committer: Committer) -> bool:
@@ -101,11 +64,11 @@ async def _play(config: JobConfig, run: Run, resource: Resource, committer: Comm
     count = count_tasks(config.tasks, resource)
     total = count * each if count is not None else None
     live = Live(already=len(done))
-    with live:
+    with live, _interruptible() as drivers:
         async with started(config, run.run_id, run.episodes) as cluster:
             driver = _driver(config, cluster, scheduler, committer, live, total)
-            with _interruptible(driver):
-                return await driver.run(config.scheduler.runners)
+            drivers.append(driver)
+            return await driver.run(config.scheduler.runners)
 
 
 def _driver(
@@ -124,22 +87,24 @@ def _driver(
 
 
 @contextmanager
-def _interruptible(driver: Driver) -> Iterator[None]:
-    """The first Ctrl-C or SIGTERM ends the run in order, the second one at once."""
+def _interruptible() -> Iterator[list[Driver]]:
+    """The first Ctrl-C or SIGTERM lets the driver that was put into the list end in order; without one, and at every
+    further signal, all ends at once."""
     loop = asyncio.get_running_loop()
     task = asyncio.current_task()
+    assert task is not None, "it runs in a loop"
+    drivers: list[Driver] = []
 
     def stop() -> None:
-        if driver.interrupted and task is not None:
+        if drivers and not drivers[0].interrupted:
+            drivers[0].interrupt()
+        else:
             task.cancel()
-        driver.interrupt()
 
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop)
     try:
-        yield
+        yield drivers
     finally:
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.remove_signal_handler(number)
-
-

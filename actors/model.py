@@ -21,11 +21,11 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import ApplicationStatus, LoggingConfig
 
-from actors.courier import Lost, Mailbox
+from actors.courier import Mailbox
 from actors.engine import EngineFactory, GenerateReply, GenerateRequest, ScriptedEngine, pack_ids
 from actors.placement import Ask, node_totals, shortfall
 from rollout.config import JobConfig, OpenAIConfig, ReplicatedConfig, ScriptedConfig, VllmConfig
-from rollout.errors import RolloutError, UserError
+from rollout.errors import RolloutError, Unavailable, UserError
 from rollout.scripted import encode_lines
 from rollout.template import load_template, resolve_model
 from rollout.trajectory import Sampling
@@ -55,7 +55,6 @@ class ModelReplica:
     """An engine behind a mailbox. Plain asyncio: `model_app` makes it a deployment."""
 
     def __init__(self, new_engine: EngineFactory, max_in_flight: int, drain_seconds: float) -> None:
-        self._engine = new_engine()
         self._max_in_flight = max_in_flight
         self._places = asyncio.Semaphore(max_in_flight)
         self._drain_seconds = drain_seconds
@@ -63,6 +62,7 @@ class ModelReplica:
         self._warm = False
         self._draining = False
         self._name = _replica_name()
+        self._engine = new_engine()
 
     async def exchange(self, client: str, letters: bytes, hold: float) -> bytes:
         """Transport; a letter is a GenerateRequest. See `actors.courier`."""
@@ -87,7 +87,7 @@ class ModelReplica:
 
     async def _generate(self, request: GenerateRequest) -> GenerateReply:
         if self._draining:
-            raise Lost(f"replica {self._name} is shutting down")
+            raise Unavailable(f"replica {self._name} is shutting down")
         arrived = time.monotonic()
         async with self._places:
             waited = time.monotonic() - arrived
@@ -99,7 +99,8 @@ class _Deployed(ModelReplica):
     """As Serve ends it: by awaiting its destructor."""
 
     async def __del__(self) -> None:
-        await self.drain()
+        if hasattr(self, "_engine"):  # Serve also does so when the constructor raised
+            await self.drain()
 
 
 def _replica_name() -> str:
@@ -158,7 +159,7 @@ async def deploy(config: JobConfig, name: str, new_engine: EngineFactory | None 
         await asyncio.to_thread(_start, model, new_engine, name)
         await _until_ready(name, model, config.scheduler.start_seconds)
     except BaseException:
-        await asyncio.to_thread(undeploy, name)
+        await asyncio.to_thread(_abandon, name)
         raise
     return serve.get_deployment_handle(DEPLOYMENT, name)
 
@@ -173,10 +174,18 @@ def undeploy(name: str) -> None:
         log.warning("%s is gone already", name)
 
 
+def _abandon(name: str) -> None:
+    """Ends an application without waiting: Serve takes long to give up replicas that have no place yet."""
+    serve.delete(name, _blocking=False)
+    _look(name)  # answered after the deletion was taken: this process may end now
+
+
 def _start(model: ReplicatedConfig, new_engine: EngineFactory, name: str) -> None:
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     quiet = LoggingConfig(log_level="WARNING", enable_access_log=False)
     serve.start(proxy_location="Disabled", logging_config=quiet)
+    if _look(name)[0] is not ApplicationStatus.NOT_STARTED:
+        undeploy(name)  # an earlier try of the same run, still being given up: it holds what this one needs
     target = serve.RunTarget(model_app(model, new_engine, node_totals()), name=name, route_prefix=None)
     serve.run_many([target], wait_for_applications_running=False)
 
@@ -227,5 +236,6 @@ def _failure(message: str, final: bool) -> RolloutError | None:
             return UserError(found[2])
     if not final:
         return None
-    reason = f"{raised[-1][1]}: {raised[-1][2]}" if raised else (lines or ["it does not say why"])[-1]
+    reason = raised[-1][0] if raised else (lines or ["it does not say why"])[-1]
+    reason = reason.removeprefix(f"{RolloutError.__module__}.{RolloutError.__name__}: ")
     return RolloutError(f"model: no replica could start: {reason}"[:500])

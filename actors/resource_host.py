@@ -10,6 +10,7 @@ from typing import Any, cast
 from actors.courier import Courier, Mailbox
 from resources.catalog import load_resource
 from rollout import offload
+from rollout.errors import Unavailable
 from rollout.protocols import Seeded
 from rollout.sessions import SessionTable
 from rollout.trajectory import Message, Score, Task, ToolCall, ToolResult, ToolSpec, Transcript
@@ -36,20 +37,28 @@ class ResourceHost:
         self._table = SessionTable(load_resource(reference, options))
         self._mailbox = Mailbox(self._handle)
         self._sweeper: asyncio.Task[None] | None = None
+        self._ending = False
 
     async def offer(self) -> Offer:
-        """Tells what the resource is, and starts looking after its sessions."""
-        if self._sweeper is None:
-            self._sweeper = asyncio.create_task(self._sweep())
+        """Tells what the resource is."""
         resource = self._table.resource
         return Offer(resource.name, self._table.specs, resource.text_tool, resource.instructions)
 
     async def exchange(self, client: str, letters: bytes, hold: float) -> bytes:
-        """Transport of everything else; see `actors.courier`."""
+        """Transport of what sessions need; see `actors.courier`."""
+        if self._sweeper is None:  # here, because a host that was restarted is asked nothing else
+            self._sweeper = asyncio.create_task(self._sweep())
         return await self._mailbox.exchange(client, letters, hold)
 
+    async def stop(self, seconds: float) -> None:
+        """Closes the sessions that are left, of runners that died, say, and takes no new ones."""
+        self._ending = True
+        async with asyncio.timeout(seconds):
+            await self._table.close_all()
+        await asyncio.to_thread(offload.shutdown)
+
     async def counts(self) -> dict[str, int]:
-        """Sessions opened, closed, closed by time-to-live, and open now."""
+        """Sessions opened, closed, those of them closed by time-to-live, and open now."""
         table = self._table
         return {"opened": table.opened, "closed": table.closed, "expired": table.expired, "open": len(table)}
 
@@ -59,13 +68,20 @@ class ResourceHost:
             case "call":
                 return await self._table.call(*arguments)
             case "seed":
-                return await self._table.seed(*arguments)
+                return await self._seed(*arguments)
             case "verify":
                 return await self._table.verify(*arguments)
             case "close":
                 return await self._table.close(*arguments)
             case _:
                 raise AssertionError(f"a host has no verb '{verb}'")
+
+    async def _seed(self, task: Task, seed: int, seconds: float) -> tuple[str, tuple[Message, ...]]:
+        session_id, messages = await self._table.seed(task, seed, seconds)
+        if self._ending:
+            await self._table.close(session_id)
+            raise Unavailable("the host is ending")
+        return session_id, messages
 
     async def _sweep(self) -> None:
         while True:
@@ -100,8 +116,9 @@ class HostedSessions:
 
     async def seed_session(self, task: Task, seed: int, seconds: float) -> Seeded:
         courier = self._couriers[self._next % len(self._couriers)]
-        self._next += 1
-        session_id, messages = cast(tuple[str, tuple[Message, ...]], await courier.ask(("seed", (task, seed, seconds))))
+        self._next += 1  # also when it fails: whoever asks again asks another host
+        answer = await courier.ask(("seed", (task, seed, seconds)))
+        session_id, messages = cast(tuple[str, tuple[Message, ...]], answer)
         offer = self._offer
         session = HostedSession(courier, session_id)
         return Seeded(session, messages, offer.tools, offer.text_tool, offer.instructions)

@@ -11,7 +11,7 @@ import logging
 import time
 from dataclasses import dataclass, field
 
-from actors.setting import Job, build_setting
+from actors.setting import Job, build_setting, close_setting
 from rollout.dataset import RowFile, write_file
 from rollout.episode import Setting, run_episode
 from rollout.errors import RolloutError, describe
@@ -99,6 +99,9 @@ class EpisodeRunner:
             await self._writing
         if self._rows:
             await self._write()
+        if self._setting is not None:
+            await close_setting(self._setting)
+            self._setting = None
         report, self._report = self._report, Report()
         return report
 

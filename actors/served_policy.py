@@ -11,9 +11,9 @@ import zlib
 from array import array
 from typing import Any
 
-from actors.courier import Courier, Lost
+from actors.courier import Courier
 from actors.engine import GenerateReply, GenerateRequest, pack_ids
-from rollout.errors import ResourceDown
+from rollout.errors import ResourceDown, Unavailable
 from rollout.trajectory import Completion, Prompt
 
 BACKOFF_SECONDS = (0.1, 0.5, 2.0)
@@ -57,7 +57,7 @@ class ServedPolicy:
         for asked, pause in enumerate((*BACKOFF_SECONDS, None), start=1):
             try:
                 return await courier.ask(request)
-            except Lost as error:
+            except Unavailable as error:
                 if pause is None or clock.time() + pause >= deadline:
                     raise ResourceDown(f"{error}; asked {asked} time{'s' if asked > 1 else ''}") from error
                 await asyncio.sleep(pause)

@@ -50,6 +50,12 @@ async def build_setting(job: Job) -> Setting:
     )
 
 
+async def close_setting(setting: Setting) -> None:
+    """Closes the connections a setting holds; it can play nothing afterwards."""
+    if isinstance(setting.policy, OpenAIPolicy):
+        await setting.policy.aclose()
+
+
 def model_name(config: JobConfig) -> str:
     """The model as rows name it."""
     model = config.model
@@ -91,5 +97,6 @@ def _parser(config: JobConfig, template: ChatTemplate) -> Parser:
         return partial(hermes, in_reasoning=template.opens_with_reasoning)
     from actors.vllm_parsers import vllm_parser
 
-    assert not isinstance(config.model, OpenAIConfig)
-    return vllm_parser(config.model.parser, resolve_model(config.model.path))
+    model = config.model
+    folder = model.tokenizer or "" if isinstance(model, OpenAIConfig) else model.path
+    return vllm_parser(model.parser, resolve_model(folder))

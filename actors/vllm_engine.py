@@ -11,14 +11,17 @@ import ast
 import importlib.util
 import os
 import random
+import re
 from array import array
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import ValidationError
+
 from actors.engine import GenerateReply, GenerateRequest, unpack_ids
 from rollout.config import VllmConfig
-from rollout.errors import ResourceDown, RolloutError, UserError, describe, nearest
+from rollout.errors import ContextExceeded, ResourceDown, RolloutError, UserError, describe, nearest
 from rollout.template import BUNDLED, context_length, resolve_model
 from rollout.trajectory import FinishReason, Sampling, VersionSpan
 
@@ -30,10 +33,13 @@ CPU_KV_CACHE_GIB = 1.0
 """KV cache of an engine on a CPU when the configuration names none: vLLM itself would take most of the memory."""
 CPU_BLOCK_SIZE = 32
 """Tokens in a block of the KV cache on a CPU. vLLM's own 128 lets most prompts of a conversation miss the cache."""
+MAX_TEMPERATURE = 2.0
+"""vLLM refuses requests above it, each by itself."""
 
 _ENVIRONMENT = {"VLLM_LOGGING_LEVEL": "WARNING", "VLLM_NO_USAGE_STATS": "1", "VLLM_WORKER_MULTIPROC_METHOD": "spawn"}
 _CPU_ENVIRONMENT = {"VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 """vLLM would pin every replica of a machine to the same cores; unpinned, it takes the threads Ray allots."""
+_RAISED = re.compile(r"(?:^|[\s.])([A-Z]\w*(?:Error|Exception): .+)$")
 _FINISH_REASONS = {"stop": FinishReason.STOP, "length": FinishReason.LENGTH, "abort": FinishReason.ABORT}
 
 
@@ -52,19 +58,24 @@ class VllmEngine:
             checked = arguments.create_engine_config()
         except (ValueError, TypeError, OSError) as error:
             raise UserError(f"model: vLLM refuses the configuration: {_reason(error)}") from error
+        self._reach = checked.model_config.max_model_len
+        output = _Output()
         try:
             self._engine = AsyncLLM.from_vllm_config(checked, disable_log_stats=arguments.disable_log_stats)
         except (RuntimeError, ValueError, OSError) as error:
-            raise RolloutError(
-                f"vLLM could not start its engine: {describe(error)}; the reason stands in the log of process "
-                f"{os.getpid()} in Ray's session folder"
-            ) from error
+            reason = output.first_error() or describe(error)
+            raise RolloutError(f"vLLM could not start its engine: {reason} (process {os.getpid()})") from error
 
     async def generate(self, request: GenerateRequest) -> GenerateReply:
-        """Samples one completion; cancelling it aborts the request in vLLM."""
+        """Samples one completion; cancelling it aborts the request in vLLM.
+
+        Raises ContextExceeded when the prompt leaves no room, ResourceDown when vLLM gives no answer.
+        """
         from vllm.inputs import tokens_input
 
         prompt_ids = unpack_ids(request.prompt_ids)
+        if len(prompt_ids) >= self._reach:
+            raise ContextExceeded(f"the prompt has {len(prompt_ids)} tokens, the model reaches {self._reach}")
         prompt = tokens_input(prompt_ids.tolist())
         parameters = sampling_parameters(request.sampling, request.max_tokens)
         final: RequestOutput | None = None
@@ -115,6 +126,8 @@ def check_config(config: VllmConfig) -> str:
     stretched = "hf_overrides" in config.engine_args
     if config.max_model_len is not None and reach is not None and config.max_model_len > reach and not stretched:
         raise UserError(f"model.max_model_len: {config.max_model_len} is more than the {reach} positions of the model")
+    if config.sampling.temperature > MAX_TEMPERATURE:
+        raise UserError(f"model.sampling.temperature: vLLM takes 0 to {MAX_TEMPERATURE:g}")
     if config.engine_args and (known := known_engine_arguments()):
         for name in config.engine_args:
             if name not in known:
@@ -216,7 +229,31 @@ def _queue_seconds(final: RequestOutput) -> float:
 
 def _reason(error: Exception) -> str:
     """The line of an error that says what is wrong; pydantic puts it below a heading."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    if not lines:
-        return describe(error)
-    return (lines[1] if "validation error" in lines[0] and len(lines) > 1 else lines[0])[:300]
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        return f"{'.'.join(str(part) for part in first['loc'][:1])}: {first['msg']}"
+    return describe(error)
+
+
+class _Output:
+    """What this process and its children print from now on, where that goes to files, as it does in a Ray worker.
+
+    vLLM's engine dies in a child, and what killed it is told only there.
+    """
+
+    def __init__(self) -> None:
+        self._places: list[tuple[Path, int]] = []
+        for number in (1, 2):
+            path = Path(f"/proc/self/fd/{number}")
+            if path.is_file():
+                self._places.append((path.resolve(), path.stat().st_size))
+
+    def first_error(self) -> str | None:
+        """The first exception told."""
+        for path, start in self._places:
+            with path.open(errors="replace") as file:
+                file.seek(start)
+                for line in file:
+                    if (found := _RAISED.search(line)) is not None:
+                        return found[1][:300]
+        return None

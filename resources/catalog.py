@@ -16,7 +16,7 @@ from typing import Any, get_type_hints
 
 import docstring_parser
 from pydantic import TypeAdapter, ValidationError
-from rollout.errors import UserError, nearest
+from rollout.errors import RolloutError, UserError, nearest, raised_in
 from rollout.errors import describe as one_line
 from rollout.resource import Resource
 
@@ -76,9 +76,15 @@ def load_resource(reference: str, options: Mapping[str, Any]) -> Resource:
     if missing:
         raise UserError(f"resource {reference} needs the option '{missing[0]}'")
     try:
-        return found(**checked)
-    except ValueError as error:
-        raise UserError(f"resource {reference}: {one_line(error)}") from error
+        resource = found(**checked)
+        resource.bound_tools()
+    except (RolloutError, ValueError) as error:
+        raise UserError(
+            f"resource {reference}: {error if isinstance(error, RolloutError) else one_line(error)}"
+        ) from error
+    except Exception as error:
+        raise UserError(f"resource {reference}: {raised_in(error, inspect.getfile(found))}") from error
+    return resource
 
 
 def resource_class(reference: str) -> type[Resource]:
@@ -130,8 +136,8 @@ def _load_module(name: str) -> ModuleType:
         if error.name and (name == error.name or name.startswith(error.name + ".")):
             raise UserError(f"there is no module '{error.name}'") from None
         raise UserError(f"{name} cannot be imported: {one_line(error)}") from error
-    except (ImportError, SyntaxError, ValueError) as error:
-        raise UserError(f"{name} cannot be imported: {one_line(error)}") from error
+    except Exception as error:  # it is run, so anything may come out of it
+        raise UserError(f"{name} cannot be imported: {raised_in(error, name)}") from error
 
 
 def _load_file(path: Path) -> ModuleType:
@@ -147,11 +153,9 @@ def _load_file(path: Path) -> ModuleType:
     sys.modules[name] = module  # dataclasses and annotations look their module up there
     try:
         spec.loader.exec_module(module)
-    except BaseException as error:
+    except Exception as error:
         del sys.modules[name]
-        if isinstance(error, (ImportError, SyntaxError)):
-            raise UserError(f"{path} cannot be imported: {one_line(error)}") from error
-        raise
+        raise UserError(f"cannot be imported: {raised_in(error, str(path.resolve()))}") from error
     return module
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shlex
+import shutil
 import sys
 from collections.abc import Callable
 from functools import wraps
@@ -29,7 +30,7 @@ class _Fail(click.ClickException):
 
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
-        self.exit_code = status
+        self.exit_code = status  # pyright: ignore[reportAttributeAccessIssue] - click declares it a constant
 
     def show(self, file: Any = None) -> None:
         click.echo(f"rollout: {self.message}", err=True)
@@ -79,13 +80,22 @@ def run(conf: str, overrides: tuple[str, ...], address: str | None, resume: bool
 
     complete = run_job(config, address, resume or force, force)
     click.echo(summary(Path(config.run.dir)))
-    again = shlex.join(["rollout", "run", conf, *overrides, "--resume"])
+    me, where = _typed_as(), shlex.quote(config.run.dir)
     if not complete:
-        click.echo(f"rollout: stopped with work left; go on with: {again}", err=True)
+        again = shlex.join(["run", conf, *overrides, "--resume"])
+        click.echo(f"rollout: stopped with work left; go on with: {me} {again}", err=True)
         sys.exit(STOPPED)
-    where = shlex.quote(config.run.dir)
-    click.echo(f"Next:\n  rollout show {where}\n  rollout stats {where}")
-    click.echo(f'  rollout query {where} "select status, count(*), avg(reward) from episodes group by 1"')
+    click.echo(f"Next:\n  {me} show {where}\n  {me} stats {where}")
+    click.echo(f'  {me} query {where} "select status, count(*), avg(reward) from episodes group by 1"')
+
+
+def _typed_as() -> str:
+    """How this command is typed where it was started: by name if it is on the PATH, else by its path."""
+    name, path = Path(sys.argv[0]).name, sys.argv[0]
+    if name == "__main__.py":
+        return f"{shlex.quote(sys.executable)} -m rollout"
+    found = shutil.which(name)
+    return name if found is not None and Path(found).samefile(path) else shlex.quote(path)
 
 
 @main.command()
@@ -170,7 +180,9 @@ def env_test(resource: str, options: tuple[str, ...], samples: int, seed: int) -
     chosen: Any = OmegaConf.to_container(OmegaConf.from_dotlist(list(options)))
     findings = asyncio.run(check(load_resource(resource, chosen), samples, seed))
     for finding in findings:
-        click.echo(f"{'ok  ' if finding.ok else 'FAIL'} {finding.name}{': ' + finding.detail if finding.detail else ''}")
+        click.echo(
+            f"{'ok  ' if finding.ok else 'FAIL'} {finding.name}{': ' + finding.detail if finding.detail else ''}"
+        )
     if not all(finding.ok for finding in findings):
         sys.exit(1)
 

@@ -10,18 +10,19 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 from uuid import uuid4
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from deltalake import DeltaTable
-from deltalake.exceptions import CommitFailedError, TableNotFoundError
-from deltalake.transaction import AddAction, CommitProperties, Transaction
+from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
+from deltalake.transaction import AddAction, CommitProperties, RemoveAction, Transaction
 
 from rollout.errors import RolloutError, UserError
 from rollout.progress import Done
@@ -45,7 +46,7 @@ class RowFile:
 def write_file(table: str, rows: pa.Table) -> RowFile:
     """Writes rows as one zstd Parquet file into the table's folder and flushes it to the disk.
 
-    Raises OSError when the disk is full; no partial file stays behind.
+    Raises OSError when the disk is full; whatever it raises, no partial file stays behind.
     """
     name = f"part-{uuid4().hex}.parquet"
     path = Path(table) / name
@@ -54,7 +55,7 @@ def write_file(table: str, rows: pa.Table) -> RowFile:
             pq.write_table(rows, file, compression="zstd")  # pyright: ignore[reportUnknownMemberType]
             file.flush()
             os.fsync(file.fileno())
-    except OSError:
+    except BaseException:
         path.unlink(missing_ok=True)
         raise
     return RowFile(name, path.stat().st_size, rows.num_rows)
@@ -64,11 +65,17 @@ class Committer:
     """The one writer of a run's table."""
 
     def __init__(self, folder: str, run_id: str) -> None:
-        """Opens the table at `folder`, creating it when there is none."""
+        """Opens the table at `folder`, creating it when there is none.
+
+        Raises UserError when the folder can hold none: Delta reads %20 and the like in a path as one character.
+        """
         self.folder = folder
         self._run_id = run_id
-        DeltaTable.create(folder, schema=SCHEMA, mode="ignore", name="episodes")
-        self._table = DeltaTable(folder)
+        try:
+            DeltaTable.create(folder, schema=SCHEMA, mode="ignore", name="episodes")
+            self._table = DeltaTable(folder)
+        except (DeltaError, OSError) as error:
+            raise UserError(f"run.dir: {folder}: cannot hold the dataset: {_one_line(error)}") from error
         self._last = self._table.transaction_version(run_id) or 0
 
     @property
@@ -79,29 +86,35 @@ class Committer:
     def commit(self, files: Sequence[RowFile]) -> None:
         """Makes the files part of the table, all or none.
 
-        Raises Fenced when another driver has committed since, OSError when the disk is full.
+        Raises Fenced when another driver has committed since, OSError when the disk is full, RolloutError when the
+        table is damaged or gone.
         """
         now = int(time.time() * 1000)
-        actions = [
+        actions: list[AddAction | RemoveAction] = [
             AddAction(file.path, file.size, {}, now, True, json.dumps({"numRecords": file.rows})) for file in files
         ]
         number = self._last + 1
         properties = CommitProperties(app_transactions=[Transaction(self._run_id, number)])
         try:
-            self._table.create_write_transaction(
-                actions, "append", self._table.schema(), commit_properties=properties
-            )
+            self._table.create_write_transaction(actions, "append", self._table.schema(), commit_properties=properties)
         except CommitFailedError as error:
-            raise Fenced(f"{self.folder}: another driver commits to this run: {error}") from error
+            raise Fenced(f"{self.folder}: another driver commits to this run: {_one_line(error)}") from error
+        except DeltaError as error:
+            raise RolloutError(f"{self.folder}: cannot commit: {_one_line(error)}") from error
+        except OSError as error:
+            raise OSError(_one_line(error)) from error
         self._last = number
         self._table.update_incremental()
 
     def done(self, samples_per_task: int) -> Done:
         """Which samples have a row, from the table itself."""
-        columns = self._table.to_pyarrow_dataset().to_table(columns=["task_index", "sample_index"])
-        tasks = columns["task_index"].to_numpy()
-        samples = columns["sample_index"].to_numpy()
-        return Done.of(np.asarray(tasks * samples_per_task + samples, dtype=np.int64))
+        rows = cast(Any, self._table).to_pyarrow_dataset()
+        done = Done()
+        for batch in rows.to_batches(columns=["task_index", "sample_index"]):
+            tasks, samples = batch["task_index"].to_numpy(), batch["sample_index"].to_numpy()
+            kept = samples < samples_per_task  # a run that was forced to another number of samples has others too
+            done |= Done.of(tasks[kept] * samples_per_task + samples[kept])
+        return done
 
     def discard_uncommitted(self) -> int:
         """Deletes files no commit names: what a driver or runner that died left behind. How many there were.
@@ -121,3 +134,9 @@ def open_table(folder: Path) -> DeltaTable:
         return DeltaTable(str(folder / "episodes"))
     except TableNotFoundError:
         raise UserError(f"{folder}: no run here: expected {folder}/episodes") from None
+
+
+def _one_line(error: Exception) -> str:
+    """delta-rs writes a small coloured tree; the last branch is what happened."""
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).replace("↳", " ").splitlines()
+    return ": ".join(stripped for line in lines if (stripped := line.strip())) or type(error).__name__

@@ -3,7 +3,9 @@
     RolloutError
       UserError          the input is wrong: one line, exit status 2
       ToolError          a tool tells the policy what it did wrong; the episode goes on
+      ContextExceeded    the engine says that a prompt does not fit the model; the episode is truncated
       ResourceDown       a tool or verifier cannot work at all; the episode fails and is retried
+        Unavailable      not now: asking again may help
       BoundaryError      something outside the policy broke; carries the Failure that goes into the row
 
 An episode that fails is data; a bug is a crash. Classification happens once, in `boundary`, and nowhere else.
@@ -13,10 +15,14 @@ from __future__ import annotations
 
 import asyncio
 import difflib
-from collections.abc import AsyncIterator, Iterable
+import traceback
+from collections.abc import AsyncGenerator, Iterable
 from contextlib import asynccontextmanager
 
 from rollout.trajectory import Failure, FailureKind
+
+_LISTED = 12
+"""Known names an error lists at most."""
 
 
 class RolloutError(Exception):
@@ -31,8 +37,16 @@ class ToolError(RolloutError):
     """Raised by a tool: the message goes to the policy as the tool's result."""
 
 
+class ContextExceeded(RolloutError):
+    """Raised by a policy whose engine alone knows how long a prompt is: this one does not fit."""
+
+
 class ResourceDown(RolloutError):
     """Raised by a tool, verifier or transport that cannot do its work: never shown to the policy."""
+
+
+class Unavailable(ResourceDown):
+    """Raised by what is gone, restarting or full: whoever has time left may ask again."""
 
 
 class BoundaryError(RolloutError):
@@ -47,20 +61,26 @@ class BoundaryError(RolloutError):
 
 
 @asynccontextmanager
-async def boundary(kind: FailureKind, where: str, seconds: float) -> AsyncIterator[None]:
+async def boundary(kind: FailureKind, where: str, seconds: float) -> AsyncGenerator[None]:
     """Bounds one await that leaves the process and classifies whatever goes wrong in it.
 
-    Raises BoundaryError for a deadline of `seconds` and for any exception but cancellation, bugs in our own
-    assertions, failures already classified and wrong input.
+    Raises BoundaryError for a deadline of `seconds` and for any exception, also a cancellation that this task was
+    not asked for; lets through our own cancellation, failures already classified and wrong input.
     """
+    deadline = asyncio.timeout(seconds)
     try:
-        async with asyncio.timeout(seconds):
+        async with deadline:
             yield
-    except (BoundaryError, UserError, AssertionError):
+    except (BoundaryError, UserError):
         raise
     except TimeoutError as error:
-        message = str(error) or f"no answer within {seconds:.1f} s"
-        raise BoundaryError(Failure(kind, where, message)) from error
+        own = f"no answer within {seconds:.1f} s" if deadline.expired() else "a deadline over there passed"
+        raise BoundaryError(Failure(kind, where, str(error) or own)) from error
+    except asyncio.CancelledError as error:
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            raise
+        raise BoundaryError(Failure(kind, where, "the call was cancelled over there")) from error
     except Exception as error:  # the one place where foreign errors become data
         raise BoundaryError(Failure(kind, where, describe(error))) from error
 
@@ -71,8 +91,19 @@ def describe(error: BaseException) -> str:
     return f"{type(error).__name__}: {first}"[:500] if first else type(error).__name__
 
 
+def raised_in(error: BaseException, file: str) -> str:
+    """`FILE:LINE: what` of an error in code that is not ours: the last line of `file` that led to it."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{error.filename}:{error.lineno}: SyntaxError: {error.msg}"
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if frame.filename == file] or frames[-1:]
+    return f"{own[-1].filename}:{own[-1].lineno}: {describe(error)}" if own else describe(error)
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
-    """`; did you mean 'x'?` for the closest known name, or the known names when none is close."""
+    """`; did you mean 'x'?` for the closest known name, or some of the known names when none is close."""
     names = sorted(known)
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    return f"; did you mean '{close[0]}'?" if close else f"; known: {', '.join(names)}"
+    if close := difflib.get_close_matches(name, names, n=1, cutoff=0.5):
+        return f"; did you mean '{close[0]}'?"
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return f"; known: {', '.join(names[:_LISTED])}{more}"

@@ -31,6 +31,18 @@ class Done:
         ends = np.concatenate((cuts, [len(unique) - 1]))
         return Done(tuple(unique[starts].tolist()), tuple((unique[ends] + 1).tolist()))
 
+    def __or__(self, other: Done) -> Done:
+        """What is in either; ranges that touch become one."""
+        if not self.starts or not other.starts:
+            return self if self.starts else other
+        starts = np.array(self.starts + other.starts, dtype=np.int64)
+        order = np.argsort(starts, kind="stable")
+        starts = starts[order]
+        reach = np.maximum.accumulate(np.array(self.ends + other.ends, dtype=np.int64)[order])
+        opens = np.concatenate(([True], starts[1:] > reach[:-1]))
+        closes = np.concatenate((opens[1:], [True]))
+        return Done(tuple(starts[opens].tolist()), tuple(reach[closes].tolist()))
+
     def __contains__(self, number: int) -> bool:
         at = bisect_right(self.starts, number) - 1
         return at >= 0 and number < self.ends[at]

@@ -21,7 +21,8 @@ from rollout.trajectory import (
 
 
 class Policy(Protocol):
-    """A model somewhere. Raises for anything that is not the model's own doing."""
+    """A model somewhere. Raises for anything that is not the model's own doing, ContextExceeded for a prompt that
+    does not fit it."""
 
     async def complete(self, prompt: Prompt) -> Completion:
         """Samples one completion."""
@@ -59,7 +60,10 @@ class Sessions(Protocol):
     """Where sessions come from: a resource in this process or a host elsewhere."""
 
     async def seed_session(self, task: Task, seed: int, seconds: float) -> Seeded:
-        """A fresh session that lives at most `seconds`."""
+        """A fresh session that lives at most `seconds`.
+
+        Raises Unavailable when asking again may help. Cancelling it leaves no session open.
+        """
         ...
 
 

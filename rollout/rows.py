@@ -8,12 +8,26 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
 
-from rollout.trajectory import Lease, Message, Segment, Task, ToolUse, Trajectory, Turn
+from rollout.errors import describe
+from rollout.trajectory import (
+    Failure,
+    FailureKind,
+    Lease,
+    Message,
+    Score,
+    Segment,
+    StopReason,
+    Task,
+    ToolUse,
+    Trajectory,
+    Turn,
+)
 
 _STRING = pa.string()
 _DOUBLE = pa.float64()
@@ -22,6 +36,8 @@ _INT = pa.int32()
 _IDS = pa.list_(pa.int32())
 _MAP = pa.map_(pa.string(), pa.float64())
 _TIME = pa.timestamp("us", tz="UTC")
+_UNFIT = (pa.ArrowException, ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError)
+"""What Arrow, numpy and json raise for values that are not what their types say."""
 
 
 def _struct(**fields: pa.DataType) -> pa.StructType:
@@ -99,31 +115,66 @@ SCHEMA: pa.Schema = pa.schema(
 
 
 def to_table(trajectories: Iterable[Trajectory]) -> pa.Table:
-    """Trajectories as a table of SCHEMA, one row each."""
-    return pa.Table.from_pylist([to_row(trajectory) for trajectory in trajectories], schema=SCHEMA)
+    """Trajectories as a table of SCHEMA, one row each, in order.
+
+    Tools, verifiers and policies put values into trajectories that no row can hold. Such a trajectory becomes a
+    failed row that says so: it must not cost the rows of others.
+    """
+    kept = list(trajectories)
+    try:
+        return _table([to_row(trajectory) for trajectory in kept])
+    except _UNFIT:
+        return pa.concat_tables([_fitting(trajectory) for trajectory in kept])
+
+
+def _fitting(trajectory: Trajectory) -> pa.Table:
+    """A table of the one row: as it is, as UTF-8 can hold it, or a failure in its place."""
+    try:
+        return _table([_utf8(to_row(trajectory))])
+    except _UNFIT as error:
+        failure = Failure(FailureKind.INTERNAL, "to_row", describe(error))
+    lease = replace(trajectory.lease, task=replace(trajectory.lease.task, messages=(), data={}))
+    bare = replace(trajectory, lease=lease, messages=(), turns=(), score=None, failure=failure)
+    return _table([_utf8(to_row(replace(bare, stop_reason=StopReason.FAILED)))])
+
+
+def _table(rows: list[dict[str, Any]]) -> pa.Table:
+    return pa.Table.from_pylist(rows, schema=SCHEMA)
+
+
+def _utf8(value: Any) -> Any:
+    """JSON can write half a surrogate pair, which is a character in Python but not in a file."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode()
+    if isinstance(value, dict):
+        return {key: _utf8(entry) for key, entry in cast(dict[str, Any], value).items()}
+    if isinstance(value, list):
+        return [_utf8(entry) for entry in cast(list[Any], value)]
+    if isinstance(value, tuple):  # an entry of a map
+        return tuple(_utf8(entry) for entry in cast(tuple[Any, ...], value))
+    return value
 
 
 def to_row(trajectory: Trajectory) -> dict[str, Any]:
     """One trajectory as a row."""
-    lease, failure, score, seconds = trajectory.lease, trajectory.failure, trajectory.score, trajectory.seconds
+    seconds = trajectory.seconds
     uses = [use for turn in trajectory.turns for use in turn.tool_uses]
     versions = [span.version for turn in trajectory.turns for span in turn.completion.versions]
     cached = [turn.completion.cached_tokens for turn in trajectory.turns]
     return {
-        **_identity(lease),
+        **_identity(trajectory.lease),
         "resource": trajectory.resource,
         "agent": trajectory.agent,
         "model": trajectory.model,
         "status": trajectory.status.value,
         "stop_reason": trajectory.stop_reason.value,
-        "failure": {"kind": failure.kind.value, "where": failure.where, "message": failure.message} if failure else None,
+        "failure": _failure(trajectory.failure),
         "drop_reason": trajectory.drop_reason,
         "reward": trajectory.reward,
-        "reward_components": list(score.components.items()) if score else None,
-        "metrics": list(score.metrics.items()) if score else None,
+        **_score(trajectory.score),
         "turns": [_turn(turn) for turn in trajectory.turns],
         "messages": [_message(message) for message in trajectory.messages],
-        "task": _task(lease.task),
+        "task": _task(trajectory.lease.task),
         "num_turns": len(trajectory.turns),
         "prompt_tokens": sum(turn.completion.prompt_tokens or 0 for turn in trajectory.turns),
         "completion_tokens": trajectory.num_sampled,
@@ -154,6 +205,18 @@ def _identity(lease: Lease) -> dict[str, Any]:
         "sample_index": lease.sample_index,
         "attempt": lease.attempt,
     }
+
+
+def _failure(failure: Failure | None) -> dict[str, str] | None:
+    if failure is None:
+        return None
+    return {"kind": failure.kind.value, "where": failure.where, "message": failure.message}
+
+
+def _score(score: Score | None) -> dict[str, Any]:
+    if score is None:
+        return {"reward_components": None, "metrics": None}
+    return {"reward_components": list(score.components.items()), "metrics": list(score.metrics.items())}
 
 
 def _turn(turn: Turn) -> dict[str, Any]:
@@ -208,8 +271,15 @@ def _call(use: ToolUse) -> dict[str, Any]:
 def _message(message: Message) -> dict[str, Any]:
     row = cast(dict[str, Any], dict(message))
     if calls := message.get("tool_calls"):
-        row["tool_calls"] = [{"id": call["id"], **call["function"]} for call in calls]
+        row["tool_calls"] = [_message_call(call) for call in calls]
     return row
+
+
+def _message_call(call: dict[str, Any]) -> dict[str, Any]:
+    """Arguments are text; a task's own messages may hold them as the object that chat templates take as well."""
+    name, arguments = call["function"]["name"], call["function"]["arguments"]
+    text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+    return {"id": call.get("id"), "name": name, "arguments": text}
 
 
 def _task(task: Task) -> str:
@@ -219,4 +289,4 @@ def _task(task: Task) -> str:
 def _version_order(version: str) -> tuple[int, str]:
     """Numbered versions by number, others by name."""
     digits = version.lstrip("v")
-    return (int(digits), "") if digits.isdigit() else (-1, version)
+    return (int(digits), "") if digits.isdecimal() else (-1, version)

@@ -1,15 +1,16 @@
 """A run's folder: what it is a run of, who writes to it, and whether it may go on.
 
-    RUN/run.yaml     identity, resolved configuration, digests of tasks and code; written once
-    RUN/episodes/    the dataset
-    RUN/.lock        held by the driver that is at work
+RUN/run.yaml     identity, resolved configuration, digests of tasks and code; written once
+RUN/episodes/    the dataset
+RUN/.lock        held by the driver that is at work
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -21,7 +22,7 @@ from uuid import uuid4
 import yaml
 
 from rollout.config import JobConfig
-from rollout.errors import UserError
+from rollout.errors import UserError, describe
 
 _FREE_SECTIONS = ("scheduler", "dataset")
 _FREE_KEYS = (
@@ -39,6 +40,10 @@ _FREE_KEYS = (
     ("model", "retries"),
 )
 """What may change between a run and its resumption: how fast, not what."""
+_LOCK, _DRAFT = ".lock", ".run.yaml.new"
+_FIELDS = ("run_id", "created", "config", "digests", "forced")
+_SHOWN = 60
+"""Characters of a value that a refusal shows at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,32 +84,54 @@ def create_or_resume(config: JobConfig, digests: dict[str, str], resume: bool, f
     configuration, tasks or code differ from the run's and `force` is not given.
     """
     folder = Path(config.run.dir)
-    file = folder / "run.yaml"
-    if not file.is_file():
-        if resume:
-            raise UserError(f"run.dir: {folder}: nothing to resume, there is no run.yaml")
-        if folder.is_dir() and any(path.name != ".lock" for path in folder.iterdir()):
-            raise UserError(f"run.dir: {folder}: is not empty and holds no run; give another folder")
-        return _create(config, digests, folder)
-    run = read_run(folder)
-    if not resume:
-        raise UserError(f"run.dir: {folder}: holds run {run.run_id} already; add --resume, or give another run.dir")
-    return _resume(run, config, digests, force)
+    check_folder(folder, resume)
+    return _resume(read_run(folder), config, digests, force) if resume else _create(config, digests, folder)
+
+
+def check_folder(folder: Path, resume: bool) -> None:
+    """Looks at a folder before anything is written to it.
+
+    Raises UserError when it holds a run or anything else and is to hold a new one, or has none to resume.
+    """
+    if (folder / "run.yaml").is_file():
+        if not resume:
+            held = f"holds run {read_run(folder).run_id} already"
+            raise UserError(f"run.dir: {folder}: {held}; add --resume, or give another run.dir")
+    elif resume:
+        raise UserError(f"run.dir: {folder}: nothing to resume, there is no run.yaml")
+    elif folder.is_dir() and any(path.name not in (_LOCK, _DRAFT) for path in folder.iterdir()):
+        raise UserError(f"run.dir: {folder}: is not empty and holds no run; give another folder")
+
+
+def take_back(run: Run) -> None:
+    """Empties the folder of a run that has no row: one that could not begin is to be no run one has to resume."""
+    (run.path / "run.yaml").unlink(missing_ok=True)
+    shutil.rmtree(run.episodes, ignore_errors=True)
 
 
 def read_run(folder: Path) -> Run:
-    """What the folder's run.yaml says. Raises UserError when it has none."""
+    """What the folder's run.yaml says; `run.dir` is where it lies now. Raises UserError when it has none."""
     file = folder / "run.yaml"
     if not file.is_file():
         raise UserError(f"{folder}: no run here: expected {file}")
-    return Run(**yaml.safe_load(file.read_text()))
+    try:
+        told: Any = yaml.safe_load(file.read_text("utf-8"))
+        run = Run(**told)
+        run.config["run"]["dir"] = str(folder)
+    except (yaml.YAMLError, TypeError, LookupError, ValueError) as error:
+        raise UserError(f"{file}: says not what a run is: {describe(error)}") from error
+    return run
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Keeps other drivers out of a run's folder. Raises UserError when one is in it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("a+") as file:
+def locked(folder: Path) -> Generator[None]:
+    """Keeps other drivers out of a run's folder. Raises UserError when one is in it, or when it can be no folder."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / _LOCK).open("a+")
+    except OSError as error:
+        raise UserError(f"run.dir: {folder}: cannot be written to: {error.strerror}") from error
+    with lock as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -128,7 +155,8 @@ def _resume(run: Run, config: JobConfig, digests: dict[str, str], force: bool) -
     differences = [*_differences(_identity(run.config), _identity(now), ""), *_changed(run.digests, digests)]
     if differences and not force:
         more = f" (and {len(differences) - 1} more)" if len(differences) > 1 else ""
-        raise UserError(f"run.dir: {config.run.dir}: cannot resume: {differences[0]}{more}; --force goes on all the same")
+        why = f"{differences[0]}{more}; --force goes on all the same"
+        raise UserError(f"run.dir: {config.run.dir}: cannot resume: {why}")
     if not differences:
         return Run(run.run_id, run.created, now, run.digests, run.forced)
     forced = Run(run.run_id, run.created, now, digests, [*run.forced, *differences])
@@ -139,11 +167,13 @@ def _resume(run: Run, config: JobConfig, digests: dict[str, str], force: bool) -
 def _write(run: Run, folder: Path) -> None:
     """Whole or not at all: a run.yaml that is there can be read."""
     folder.mkdir(parents=True, exist_ok=True)
-    fields = ("run_id", "created", "config", "digests", "forced")
-    text = yaml.safe_dump({name: getattr(run, name) for name in fields}, sort_keys=False, allow_unicode=True)
-    new = folder / ".run.yaml.new"
-    new.write_text(text)
-    new.replace(folder / "run.yaml")
+    text = yaml.safe_dump({name: getattr(run, name) for name in _FIELDS}, sort_keys=False, allow_unicode=True)
+    draft = folder / _DRAFT
+    with draft.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())  # or a crash could leave the new name with nothing behind it
+    draft.replace(folder / "run.yaml")
 
 
 def _identity(config: dict[str, Any]) -> dict[str, Any]:
@@ -160,7 +190,12 @@ def _differences(old: Any, new: Any, place: str) -> Iterator[str]:
         for key in sorted({*before, *after}):
             yield from _differences(before.get(key), after.get(key), f"{place}.{key}" if place else key)
     elif old != new:
-        yield f"{place} was {old!r}, is {new!r} now"
+        yield f"{place} was {_shown(old)}, is {_shown(new)} now"
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."
 
 
 def _changed(old: dict[str, str], new: dict[str, str]) -> Iterator[str]:

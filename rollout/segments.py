@@ -3,6 +3,10 @@
 One grammar serves the Hermes and Qwen formats: `<think>...</think>`, `<tool_call>{"name":..., "arguments":{...}}
 </tool_call>`, content elsewhere, in any order and number. It is incremental: any chunking of a text gives the same
 segments, and a marker cut in two by a chunk boundary never leaks into content.
+
+What is not well-formed is read as it was meant: a call ends reasoning that was not closed; `</think>` without an
+opener closes what was said since the last marker; a call that the completion ends in counts as called; one that
+cannot be read has no name. Whether a call runs is for the episode to say.
 """
 
 from __future__ import annotations
@@ -19,8 +23,7 @@ Parser = Callable[[str, int], tuple[Segment, ...]]
 Kind = Literal["reasoning", "content", "tool_call"]
 
 _OPENERS: dict[str, Kind] = {"<think>": "reasoning", "<tool_call>": "tool_call"}
-_CLOSERS: dict[str, Kind] = {"</think>": "reasoning", "</tool_call>": "tool_call"}
-_MARKERS = (*_OPENERS, *_CLOSERS)
+_MARKERS = (*_OPENERS, "</think>", "</tool_call>")
 
 
 class Segmenter:
@@ -41,7 +44,9 @@ class Segmenter:
             at, marker = found
             self._open.append(self._rest[:at])
             self._rest = self._rest[at + len(marker) :]
-            done += self._close(closed=_CLOSERS.get(marker) == self._kind)
+            if marker == "</think>":
+                self._kind = "reasoning"
+            done += self._close()
             self._kind = _OPENERS.get(marker, "content")
         held = _partial_marker(self._rest)
         cut = len(self._rest) - held
@@ -50,10 +55,10 @@ class Segmenter:
         return done
 
     def finish(self) -> list[Segment]:
-        """The last segment. A tool call that was never closed has no call."""
+        """The last segment."""
         self._open.append(self._rest)
         self._rest = ""
-        return self._close(closed=False)
+        return self._close()
 
     def _next_marker(self) -> tuple[int, str] | None:
         """The first marker that means something here: inside a call or reasoning only what can end it does."""
@@ -67,13 +72,11 @@ class Segmenter:
             return ("</think>", "<tool_call>")
         return _MARKERS
 
-    def _close(self, closed: bool) -> list[Segment]:
+    def _close(self) -> list[Segment]:
         text = "".join(self._open).strip()
         self._open = []
         if self._kind != "tool_call":
             return [Segment(self._kind, text)] if text else []
-        if not closed:
-            return [Segment("tool_call", text)]
         call = _read_call(text, f"call_{self._turn}_{self._calls}")
         self._calls += 1
         return [Segment("tool_call", text, call)]
@@ -102,18 +105,24 @@ def as_message(segments: tuple[Segment, ...]) -> Message:
 
 
 def _read_call(text: str, call_id: str) -> ToolCall:
-    """A call from its JSON; a malformed one keeps its text as arguments and has no name."""
+    """A call from its JSON; one that cannot be read keeps its text as arguments and has no name.
+
+    Python's json takes more than JSON: NaN, and half a surrogate pair, which no tokenizer and no file could hold.
+    """
+    malformed = ToolCall(call_id, "", text)
     try:
         value: Any = json.loads(text)
-    except ValueError:
-        return ToolCall(call_id, "", text)
-    if not isinstance(value, dict):
-        return ToolCall(call_id, "", text)
-    entries = cast(dict[str, Any], value)
-    name, arguments = entries.get("name"), entries.get("arguments", {})
-    if not isinstance(name, str) or not isinstance(arguments, dict):
-        return ToolCall(call_id, "", text)
-    return ToolCall(call_id, name, json.dumps(arguments, ensure_ascii=False))
+        if not isinstance(value, dict):
+            return malformed
+        entries = cast(dict[str, Any], value)
+        name, arguments = entries.get("name"), entries.get("arguments", {})
+        if not isinstance(name, str) or not isinstance(arguments, dict):
+            return malformed
+        written = json.dumps(arguments, ensure_ascii=False, allow_nan=False)
+        (name + written).encode()
+    except (ValueError, RecursionError):  # the latter for a policy that opens a thousand brackets
+        return malformed
+    return ToolCall(call_id, name, written)
 
 
 def _partial_marker(text: str) -> int:

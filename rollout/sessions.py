@@ -109,11 +109,20 @@ class SessionTable:
         now = self.clock()
         late = [session_id for session_id, entry in self._open.items() if entry.expires <= now]
         self.expired += len(late)
-        ends = await asyncio.gather(*(self.close(session_id) for session_id in late), return_exceptions=True)
-        for session_id, end in zip(late, ends, strict=True):
+        await self._close(late)
+        return len(late)
+
+    async def close_all(self) -> int:
+        """Closes whatever is open; how many sessions there were."""
+        left = list(self._open)
+        await self._close(left)
+        return len(left)
+
+    async def _close(self, session_ids: list[str]) -> None:
+        ends = await asyncio.gather(*(self.close(session_id) for session_id in session_ids), return_exceptions=True)
+        for session_id, end in zip(session_ids, ends, strict=True):
             if isinstance(end, Exception):
                 _LOG.warning("%s: session %s did not close: %s", self.resource.name, session_id, describe(end))
-        return len(late)
 
     def _state(self, session_id: str) -> Any:
         if session_id not in self._open:

@@ -12,20 +12,21 @@ import contextlib
 import json
 from collections.abc import Sequence
 from datetime import datetime
-from functools import lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
-from jinja2 import TemplateError, nodes
+from jinja2 import TemplateError, TemplateSyntaxError, nodes
 from jinja2.ext import Extension
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
-from rollout.errors import UserError
+from rollout.errors import UserError, describe
 from rollout.trajectory import Message, ToolSpec
 
 _STAND_IN = "THE_POLICY_SPOKE_HERE"
+_USER: Message = {"role": "user", "content": "?"}
 BUNDLED = Path(__file__).parent / "bundled_model"
 
 
@@ -43,7 +44,8 @@ class ChatTemplate:
     """Messages to token ids and token ids to text, for one model."""
 
     def __init__(self, tokenizer: Tokenizer, source: str, specials: dict[str, str], eos_ids: frozenset[int]) -> None:
-        environment = ImmutableSandboxedEnvironment(
+        """Raises jinja2's TemplateSyntaxError when `source` is no template."""
+        environment: Any = ImmutableSandboxedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _Generation]
         )
         environment.filters["tojson"] = _tojson
@@ -54,26 +56,29 @@ class ChatTemplate:
         self._tokenizer = tokenizer
         self._specials = specials
         self.eos_ids = eos_ids
-        self._eos_texts = [text for number in eos_ids if (text := tokenizer.id_to_token(number))]
+        self._eos_texts = [text for number in sorted(eos_ids) if (text := tokenizer.id_to_token(number))]
 
     def render(self, messages: Sequence[Message], tools: Sequence[ToolSpec], prompted: bool) -> str:
-        """The conversation as text; `prompted` adds the header of the policy's next turn."""
-        return self._template.render(
-            messages=[_objects(message) for message in messages],
-            tools=[spec.as_openai() for spec in tools] or None,
-            add_generation_prompt=prompted,
-            **self._specials,
-        )
+        """The conversation as text; `prompted` adds the header of the policy's next turn.
+
+        Raises UserError when the template refuses these messages.
+        """
+        try:
+            return self._template.render(
+                messages=[_objects(message) for message in messages],
+                tools=[spec.as_openai() for spec in tools] or None,
+                add_generation_prompt=prompted,
+                **self._specials,
+            )
+        except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:  # it runs foreign code
+            raise UserError(f"the model's chat template refuses the conversation: {describe(error)}") from error
 
     def opening(self, messages: Sequence[Message], tools: Sequence[ToolSpec]) -> list[int]:
         """Token ids of a whole conversation, ending with the header of the policy's turn.
 
         Raises UserError when the template refuses these messages.
         """
-        try:
-            return self.encode(self.render(messages, tools, prompted=True))
-        except TemplateError as error:
-            raise UserError(f"the model's chat template refuses the conversation: {error}") from error
+        return self.encode(self.render(messages, tools, prompted=True))
 
     def continuation(self, messages: Sequence[Message], ended: bool) -> list[int]:
         """Token ids that follow the policy's sampled ids: end of its turn, `messages`, header of its next turn.
@@ -83,51 +88,61 @@ class ChatTemplate:
         """
         text = self._after_turn(messages)
         if ended:
+            bare = text.lstrip()  # some templates write a newline between what was said and the end of turn
             for eos in self._eos_texts:
-                if text.startswith(eos):
-                    text = text[len(eos) :]
+                if bare.startswith(eos):
+                    text = bare[len(eos) :]
                     break
         return self.encode(text)
 
     def encode(self, text: str) -> list[int]:
         """Token ids of text in which special tokens are written out."""
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
+        clean = text.encode("utf-8", "replace").decode()  # JSON can write half a surrogate pair, UTF-8 cannot
+        return self._tokenizer.encode(clean, add_special_tokens=False).ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text with special tokens written out, without the end of turn."""
+        """Text with special tokens written out, without the end of turn; bytes that are no UTF-8 become U+FFFD."""
         kept = list(ids)
         while kept and kept[-1] in self.eos_ids:
             kept.pop()
         return self._tokenizer.decode(kept, skip_special_tokens=False)
 
-    @property
+    @cached_property
     def opens_with_reasoning(self) -> bool:
         """True when the header of the policy's turn ends in `<think>`, so that its text starts inside it."""
-        return self._opens_with_reasoning()
-
-    @lru_cache(maxsize=1)  # noqa: B019 - templates live as long as the process
-    def _opens_with_reasoning(self) -> bool:
-        rendered = self.render([{"role": "user", "content": "?"}], (), prompted=True)
-        return rendered.rstrip().endswith("<think>")
+        return self.render([_USER], (), prompted=True).rstrip().endswith("<think>")
 
     def _after_turn(self, messages: Sequence[Message]) -> str:
-        user: Message = {"role": "user", "content": "?"}
-        spoken: Message = {"role": "assistant", "content": _STAND_IN}
+        """What the template writes behind the policy's words when `messages` follow them."""
         try:
-            rendered = self.render([user, spoken, *messages], (), prompted=True)
-        except TemplateError as error:
-            raise UserError(f"the model's chat template cannot continue a conversation: {error}") from error
-        before, found, after = rendered.partition(_STAND_IN)
+            rendered = self.render([_USER, {"role": "assistant", "content": _STAND_IN}, *messages], (), prompted=True)
+        except UserError:
+            if not messages or messages[0]["role"] != "tool":
+                raise
+            return self._after_calls(messages)
+        _, found, after = rendered.partition(_STAND_IN)
         if not found:
-            raise UserError(f"the model's chat template drops the policy's own turn: {before[-80:]!r}")
+            raise UserError("the model's chat template drops the policy's own turn, so it cannot be continued")
         return after
+
+    def _after_calls(self, messages: Sequence[Message]) -> str:
+        """The same for a template that looks back for the calls which tool messages answer: it is shown some, and
+        what it writes after the last one counts from the end of turn on."""
+        calls = [_stand_in_call(message) for message in messages if message["role"] == "tool"]
+        called: Message = {"role": "assistant", "content": "", "tool_calls": calls}
+        rendered = self.render([_USER, called, *messages], (), prompted=True)
+        after = rendered.rpartition(_STAND_IN)[2]
+        ends = [at for eos in self._eos_texts if (at := after.find(eos)) >= 0]
+        if after == rendered or not ends:
+            raise UserError("the model's chat template writes no end of turn after a tool call")
+        return after[min(ends) :]
 
 
 def load_template(folder: Path, override: Path | None = None) -> ChatTemplate:
     """The chat template and tokenizer of a model folder.
 
-    Raises UserError naming the file that is missing: tokenizer.json, or a chat template (chat_template.jinja or in
-    tokenizer_config.json) when `override` gives none.
+    Raises UserError naming the file that is missing or malformed: tokenizer.json, or a chat template
+    (chat_template.jinja or in tokenizer_config.json) when `override` gives none.
     """
     if not folder.is_dir():
         raise UserError(f"model.path: {folder}: no such folder")
@@ -135,30 +150,34 @@ def load_template(folder: Path, override: Path | None = None) -> ChatTemplate:
         raise UserError(f"model.path: {folder}: no tokenizer.json in it")
     settings = _json(folder / "tokenizer_config.json")
     source = _source(folder, settings, override)
-    tokenizer = cast(Tokenizer, Tokenizer.from_file(str(folder / "tokenizer.json")))
-    specials = {
-        key: value if isinstance(value, str) else str(value.get("content", ""))
-        for key, value in settings.items()
-        if key.endswith("_token") and isinstance(value, str | dict)
-    }
-    return ChatTemplate(tokenizer, source, specials, _eos_ids(folder, tokenizer, specials))
+    named = {key: value for key, value in settings.items() if key.endswith("_token")}
+    specials = {key: _content(value) for key, value in named.items() if value is not None}
+    try:
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    except Exception as error:  # tokenizers raises nothing more exact
+        raise UserError(f"model.path: {folder}: tokenizer.json: {describe(error)}") from error
+    try:
+        return ChatTemplate(tokenizer, source, specials, _eos_ids(folder, tokenizer, specials))
+    except TemplateSyntaxError as error:
+        place = f"{override or folder}: chat template: line {error.lineno}"
+        raise UserError(f"{place}: {error.message}") from error
 
 
 def resolve_model(path: str) -> Path:
     """The folder that holds a model's tokenizer: `bundled`, a folder, or a hub name whose tokenizer is fetched."""
     if path == "bundled":
         return BUNDLED
-    folder = Path(path)
+    folder = Path(path).expanduser()
     if folder.exists() or path.count("/") != 1 or path.startswith((".", "/", "~", "models/")):
         return folder
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import snapshot_download  # pyright: ignore[reportUnknownVariableType]
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     wanted = ["tokenizer*", "chat_template*", "config.json", "generation_config.json", "special_tokens_map.json"]
     try:
         return Path(snapshot_download(path, allow_patterns=wanted))
-    except (HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except (HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError, OSError, ValueError) as error:
+        reason = describe(error)
         raise UserError(f"model.path: {path}: neither a folder nor to be had from the model hub: {reason}") from error
 
 
@@ -174,9 +193,9 @@ def _source(folder: Path, settings: dict[str, Any], override: Path | None) -> st
     if override is not None:
         if not override.is_file():
             raise UserError(f"model.chat_template: {override}: no such file")
-        return override.read_text()
+        return _text(override)
     if (beside := folder / "chat_template.jinja").is_file():
-        return beside.read_text()
+        return _text(beside)
     named = settings.get("chat_template")
     if isinstance(named, list):
         by_name = {entry["name"]: entry["template"] for entry in cast(list[dict[str, str]], named)}
@@ -184,6 +203,18 @@ def _source(folder: Path, settings: dict[str, Any], override: Path | None) -> st
     if not isinstance(named, str):
         raise UserError(f"model.path: {folder}: no chat template; give one with model.chat_template")
     return named
+
+
+def _content(special: Any) -> str:
+    """A special token's text; tokenizer_config.json writes it alone or with its settings."""
+    return str(cast(dict[str, Any], special).get("content", "")) if isinstance(special, dict) else str(special)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8: {error.reason} at byte {error.start}") from None
 
 
 def _eos_ids(folder: Path, tokenizer: Tokenizer, specials: dict[str, str]) -> frozenset[int]:
@@ -198,7 +229,13 @@ def _eos_ids(folder: Path, tokenizer: Tokenizer, specials: dict[str, str]) -> fr
 
 
 def _json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text()) if path.is_file() else {}
+    try:
+        value: Any = json.loads(path.read_bytes()) if path.is_file() else {}
+    except ValueError as error:
+        raise UserError(f"model.path: {path}: not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise UserError(f"model.path: {path}: expected an object")
+    return cast(dict[str, Any], value)
 
 
 def _objects(message: Message) -> dict[str, Any]:
@@ -209,9 +246,14 @@ def _objects(message: Message) -> dict[str, Any]:
     return plain
 
 
+def _stand_in_call(message: Message) -> dict[str, Any]:
+    function = {"name": message.get("name", ""), "arguments": json.dumps({"call": _STAND_IN})}
+    return {"id": message.get("tool_call_id", ""), "type": "function", "function": function}
+
+
 def _object_call(call: dict[str, Any]) -> dict[str, Any]:
     function = dict(call["function"])
-    with contextlib.suppress(ValueError):
+    with contextlib.suppress(ValueError, TypeError):
         function["arguments"] = json.loads(function["arguments"])
     return {**call, "function": function}
 
@@ -226,5 +268,3 @@ def _raise(message: str) -> None:
 
 def _now(form: str) -> str:
     return datetime.now().astimezone().strftime(form)
-
-

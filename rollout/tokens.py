@@ -23,9 +23,9 @@ class TokenLedger:
         self._template = template
         self._parser = parser
         self._ids: array[int] = array("i")
-        self._sealed = b""
-        """Prompt and completion of the last call, packed: what the next prompt must start with."""
-        self._ended = True
+        self._sealed: array[int] = array("i")
+        """Prompt and completion of the last call: what the next prompt must start with."""
+        self._ended = False
         self._turns = 0
         self._messages: list[Message] = []
 
@@ -39,21 +39,19 @@ class TokenLedger:
 
     def prompt(self) -> tuple[Sequence[int], Sequence[Message]]:
         """Ids of the next call, asserted to continue the last one."""
-        assert self._ids.tobytes().startswith(self._sealed), "the prompt does not continue what was sampled"
-        return self._ids, self._messages
+        assert self._ids[: len(self._sealed)] == self._sealed, "the prompt does not continue what was sampled"
+        return self._ids[:], tuple(self._messages)
 
     def record(self, completion: Completion) -> Recorded:
-        """Takes the sampled ids in. Raises AssertionError when the engine saw another prompt or lost a logprob."""
+        """Takes the sampled ids in. Raises AssertionError when the engine saw another prompt or lost a token."""
         assert completion.ids is not None, "a token ledger needs an engine that returns token ids"
         assert completion.prompt_tokens in (None, len(self._ids)), "the engine read another prompt than it was given"
-        assert completion.logprobs is None or len(completion.logprobs) == len(completion.ids), (
-            "logprobs and ids differ in length"
-        )
-        appended = self._ids[len(self._sealed) // 4 :]
+        _assert_counts(completion)
+        appended = self._ids[len(self._sealed) :]
         segments = self._parser(self._template.decode(completion.ids), self._turns)
         self._ids.extend(completion.ids)
-        self._sealed = self._ids.tobytes()
-        self._ended = bool(completion.ids) and completion.ids[-1] in self._template.eos_ids
+        self._sealed = self._ids[:]
+        self._ended = len(completion.ids) > 0 and completion.ids[-1] in self._template.eos_ids
         self._turns += 1
         message = as_message(segments)
         self._messages.append(message)
@@ -70,6 +68,7 @@ class MessageLedger:
     def __init__(self) -> None:
         self._messages: list[Message] = []
         self._sealed: array[int] | None = None
+        self._turns = 0
         self._segment = 0
 
     def extend(self, messages: Sequence[Message], tools: tuple[ToolSpec, ...]) -> None:
@@ -78,28 +77,42 @@ class MessageLedger:
 
     def prompt(self) -> tuple[Sequence[int], Sequence[Message]]:
         """No ids; all messages so far."""
-        return (), self._messages
+        return (), tuple(self._messages)
 
     def record(self, completion: Completion) -> Recorded:
         """Takes the endpoint's message in, and its ids where it gives them."""
         message = completion.message
         assert message is not None, "a message ledger needs an endpoint that returns a message"
+        _assert_counts(completion)
         appended, broken = self._appended(completion)
+        self._segment += broken is not None
+        self._turns += 1
         self._messages.append(message)
         return Recorded(completion, appended, _segments(message), self._segment, broken, message)
 
     def _appended(self, completion: Completion) -> tuple[Sequence[int] | None, str | None]:
+        """What this turn's prompt adds to its segment, and why it opens a new one if it does."""
+        sealed, first = self._sealed, not self._turns
         if completion.prompt_ids is None or completion.ids is None:
             self._sealed = None
-            return None, None
+            return None, None if sealed is None else "the endpoint gave no token ids"
         prompt = array("i", completion.prompt_ids)
-        sealed, self._sealed = self._sealed, prompt + array("i", completion.ids)
+        self._sealed = prompt + array("i", completion.ids)
         if sealed is None:
-            return prompt, None
+            return prompt, None if first else "the endpoint gave no token ids before"
         if prompt[: len(sealed)] == sealed:
             return prompt[len(sealed) :], None
-        self._segment += 1
         return prompt, "the endpoint rendered the history anew"
+
+
+def _assert_counts(completion: Completion) -> None:
+    """One id and one logprob for each token the engine says it sampled, where it gives them."""
+    if completion.ids is None:
+        return
+    assert completion.sampled_tokens in (None, len(completion.ids)), "the engine sampled another number of tokens"
+    assert completion.logprobs is None or len(completion.logprobs) == len(completion.ids), (
+        "logprobs and ids differ in length"
+    )
 
 
 def _segments(message: Message) -> tuple[Segment, ...]:
@@ -107,8 +120,8 @@ def _segments(message: Message) -> tuple[Segment, ...]:
     parts: list[Segment] = []
     if reasoning := message.get("reasoning_content"):
         parts.append(Segment("reasoning", reasoning))
-    if message["content"]:
-        parts.append(Segment("content", message["content"]))
+    if content := message["content"]:
+        parts.append(Segment("content", content))
     for entry in message.get("tool_calls", []):
         function = entry["function"]
         call = ToolCall(entry["id"], function["name"], function["arguments"])

@@ -1,0 +1,227 @@
+"""The sections of a job's configuration: what a conf may say, each key with its default and one sentence.
+
+Functions elsewhere take values, not this tree. Secrets are named, never held: a key field ends in `_env` and holds
+the name of an environment variable.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
+
+from rollout.trajectory import Agent, Limits, Sampling
+
+PathText = Annotated[str, Field(min_length=1), AfterValidator(os.path.expanduser)]
+"""A path as it is typed: shells leave the ~ of key=~/path alone."""
+
+
+class Section(BaseModel):
+    """Base of every section: frozen, and strict about its keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, coerce_numbers_to_str=True)
+
+
+class LimitsConfig(Section):
+    """Bounds of an episode."""
+
+    max_turns: PositiveInt = 16
+    """Model calls in an episode; 1 is a single-turn job."""
+    max_tokens: PositiveInt = 8192
+    """Sampled tokens in an episode."""
+    turn_tokens: PositiveInt = 1024
+    """Sampled tokens in a turn."""
+    turn_seconds: PositiveFloat = 300.0
+    """One model call."""
+    tool_seconds: PositiveFloat = 60.0
+    """One tool call."""
+    episode_seconds: PositiveFloat = 1800.0
+    """A whole episode, scoring included."""
+    seed_seconds: PositiveFloat = 60.0
+    """Opening a session."""
+    verify_seconds: PositiveFloat = 60.0
+    """Scoring; kept back from episode_seconds."""
+    close_seconds: PositiveFloat = 10.0
+    """Closing a session."""
+
+    def value(self) -> Limits:
+        """As the episode loop takes it."""
+        return Limits(**self.model_dump())
+
+
+class RunConfig(Section):
+    """What is run and where it is kept."""
+
+    dir: PathText
+    """Folder of the run: run.yaml and the dataset."""
+    seed: int = 0
+    """Everything drawn at random on our side follows from it."""
+    samples_per_task: PositiveInt = 1
+    """Episodes a task: a group."""
+    limits: LimitsConfig = LimitsConfig()
+
+
+class TasksConfig(Section):
+    """Where tasks come from: a file, or the resource's own generator when no path is given."""
+
+    path: PathText | None = None
+    """JSONL or Parquet with id, prompt or messages, and data."""
+    count: PositiveInt | None = None
+    """Take only the first so many; needed when a generator is endless."""
+
+
+class SamplingConfig(Section):
+    """How tokens are drawn."""
+
+    temperature: Annotated[float, Field(ge=0)] = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    top_k: Annotated[int, Field(ge=0)] = 0
+    """0 keeps all."""
+    stop: tuple[str, ...] = ()
+    """Strings that end a completion, besides the model's own end of turn."""
+
+    def value(self) -> Sampling:
+        """As the engine takes it."""
+        return Sampling(**self.model_dump())
+
+
+class AgentConfig(Section):
+    """How the policy is set to work."""
+
+    name: str = "agent"
+    instructions: str | None = None
+    """System message; the resource's own when not given."""
+    tools: tuple[str, ...] | None = None
+    """Which of the resource's tools it gets; all when not given."""
+
+    def value(self, sampling: Sampling) -> Agent:
+        """As the episode loop takes it."""
+        return Agent(self.name, self.instructions, self.tools, sampling)
+
+
+class ModelConfig(Section):
+    """What every engine has."""
+
+    sampling: SamplingConfig = SamplingConfig()
+    parser: str = "hermes"
+    """How reasoning and tool calls are read from text: `hermes`, or `vllm:TOOL_PARSER[+REASONING_PARSER]`."""
+
+
+class ReplicatedConfig(ModelConfig):
+    """Engines that run in replicas on Ray Serve and speak tokens."""
+
+    path: PathText = "bundled"
+    """Folder with weights, tokenizer.json and chat template, a hub name, or `bundled`."""
+    chat_template: PathText | None = None
+    """File that replaces the model's own chat template."""
+    replicas: PositiveInt = 1
+    cpus_per_replica: Annotated[float, Field(ge=0)] = 1.0
+    """CPUs Ray sets aside for each worker of a replica."""
+    max_in_flight: PositiveInt = 256
+    """Completions one replica works on at once; more wait in its queue."""
+    drain_seconds: PositiveFloat = 30.0
+    """How long a replica that is told to stop may finish what it has."""
+
+
+class VllmConfig(ReplicatedConfig):
+    """vLLM's AsyncLLM inside each replica."""
+
+    engine: Literal["vllm"] = "vllm"
+    gpus_per_replica: Annotated[float, Field(ge=0)] = 0.0
+    """GPUs of each worker of a replica: 1 on GPU nodes, 0 for vLLM on the CPU."""
+    tensor_parallel: PositiveInt = 1
+    pipeline_parallel: PositiveInt = 1
+    max_model_len: PositiveInt | None = None
+    """Context length; the model's own when not given."""
+    dtype: str = "bfloat16"
+    kv_cache_gib: PositiveFloat | None = None
+    """Memory for the KV cache on a CPU, 1 when not given; on GPUs vLLM takes its share of theirs."""
+    start_seconds: PositiveFloat = 900.0
+    """How long a replica may load and warm up."""
+    engine_args: dict[str, Any] = Field(default_factory=dict[str, Any])
+    """Passed to vLLM's AsyncEngineArgs as they are."""
+
+
+class ScriptedConfig(ReplicatedConfig):
+    """A stand-in that says fixed lines, through the same replicas, tokens and queues."""
+
+    engine: Literal["scripted"]
+    turns: Annotated[tuple[str, ...], Field(min_length=1)]
+    """What it says in turn 0, 1, ...; the last one repeats."""
+    latency_seconds: Annotated[float, Field(ge=0)] = 0.0
+    """Mean time a completion takes."""
+    latency_spread: Annotated[float, Field(ge=0)] = 0.0
+    """Sigma of a log-normal around it; 0 makes it constant."""
+
+
+class OpenAIConfig(ModelConfig):
+    """Any OpenAI-compatible endpoint."""
+
+    engine: Literal["openai"]
+    base_url: str
+    """Up to and including /v1."""
+    name: str
+    """The model as the server calls it."""
+    api_key_env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = None
+    """Environment variable that holds the key."""
+    tokenizer: PathText | None = None
+    """Folder or hub name of the model's tokenizer: prompts are then sent as token ids to /completions (vLLM)."""
+    max_model_len: PositiveInt | None = None
+    connections: PositiveInt = 4096
+    retries: Annotated[int, Field(ge=0)] = 4
+    """Further tries after a refused connection, 408, 409, 429 or 5xx, within the turn's deadline."""
+    extra_body: dict[str, Any] = Field(default_factory=dict[str, Any])
+    """Merged into every request."""
+
+
+AnyModelConfig = Annotated[VllmConfig | ScriptedConfig | OpenAIConfig, Field(discriminator="engine")]
+
+
+class ResourceConfig(Section):
+    """The environment."""
+
+    name: str
+    """A shipped resource, `module:Class` or `file.py:Class`."""
+    options: dict[str, Any] = Field(default_factory=dict[str, Any])
+    """Keyword arguments of the resource."""
+    hosts: PositiveInt = 1
+    """Actors that hold its sessions."""
+    cpus_per_host: Annotated[float, Field(ge=0)] = 0.1
+    verifier_processes: PositiveInt = 1
+    """Processes a host keeps for work off its event loop."""
+
+
+class SchedulerConfig(Section):
+    """How much runs at once, and how often it is tried."""
+
+    in_flight: PositiveInt = 256
+    """Episodes at once over all runners."""
+    runners: PositiveInt = 1
+    """Actors that run episodes."""
+    cpus_per_runner: Annotated[float, Field(ge=0)] = 0.1
+    max_attempts: PositiveInt = 3
+    """Tries a sample gets when something outside the policy breaks."""
+    start_seconds: PositiveFloat = 120.0
+    """How long the cluster may take to give what the job asks for."""
+
+
+class DatasetConfig(Section):
+    """How rows reach the dataset."""
+
+    commit_rows: PositiveInt = 256
+    """A runner writes a file when it has so many rows,"""
+    commit_seconds: PositiveFloat = 5.0
+    """or when its oldest row is so old."""
+
+
+class JobConfig(Section):
+    """One job."""
+
+    run: RunConfig
+    tasks: TasksConfig = TasksConfig()
+    agent: AgentConfig = AgentConfig()
+    model: AnyModelConfig
+    resource: ResourceConfig
+    scheduler: SchedulerConfig = SchedulerConfig()
+    dataset: DatasetConfig = DatasetConfig()

@@ -1,0 +1,80 @@
+"""The tool calls of one turn: each gets exactly one result, in the order of the calls, whatever happened to it.
+
+What the policy did wrong is told to the policy. What broke outside of it ends the episode, but only after the other
+calls of the turn have ended, and its call has a result in the row all the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rollout.errors import BoundaryError, boundary
+from rollout.protocols import Session
+from rollout.trajectory import FailureKind, ToolCall, ToolResult, ToolUse
+
+TRANSPORT_SECONDS = 5.0
+"""What a call to another process may take beyond the deadline that is enforced over there."""
+
+
+@dataclass(frozen=True, slots=True)
+class ToolsUsed:
+    """What became of a turn's calls; `broken` is the first one that failed outside of tool and policy."""
+
+    uses: tuple[ToolUse, ...] = ()
+    broken: BoundaryError | None = None
+
+
+async def use_tools(
+    session: Session, calls: Sequence[ToolCall], allowed: Sequence[str], seconds: float, cut: bool
+) -> ToolsUsed:
+    """Runs all calls of a turn at once, each within `seconds`; none when the completion was `cut`."""
+    if len(calls) == 1:
+        answers = [await _use(session, calls[0], allowed, seconds, cut)]
+    else:
+        running = [_use(session, call, allowed, seconds, cut) for call in calls]
+        answers = [_raised(answer) for answer in await asyncio.gather(*running, return_exceptions=True)]
+    uses = tuple(ToolUse(call, _result(answer)) for call, answer in zip(calls, answers, strict=True))
+    broken = next((answer for answer in answers if isinstance(answer, BoundaryError)), None)
+    return ToolsUsed(uses, broken)
+
+
+async def _use(
+    session: Session, call: ToolCall, allowed: Sequence[str], seconds: float, cut: bool
+) -> ToolResult | BoundaryError:
+    if cut:
+        return _skipped("the completion was cut before this call could run")
+    if not call.name:
+        return _skipped("a tool call must be a JSON object with name and arguments")
+    if call.name not in allowed:
+        return _skipped(f"there is no tool '{call.name}'; there are: {', '.join(sorted(allowed)) or 'none'}")
+    try:
+        async with boundary(FailureKind.TOOL, call.name, seconds + TRANSPORT_SECONDS):
+            return _sound(await session.call(call, seconds))
+    except BoundaryError as error:
+        return error
+
+
+def _sound(result: ToolResult) -> ToolResult:
+    """The result, if it is one that a prompt and a row can hold. A tool may return anything."""
+    if not isinstance(result.content, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(f"the tool's content is no text but {type(result.content).__name__}")
+    if result.reward is not None and not math.isfinite(result.reward):
+        raise ValueError(f"the tool's reward is {result.reward}")
+    return result
+
+
+def _result(answer: ToolResult | BoundaryError) -> ToolResult:
+    return ToolResult("", error=str(answer)) if isinstance(answer, BoundaryError) else answer
+
+
+def _skipped(why: str) -> ToolResult:
+    return ToolResult(f"error: {why}", error=why, skipped=True)
+
+
+def _raised(answer: ToolResult | BoundaryError | BaseException) -> ToolResult | BoundaryError:
+    if isinstance(answer, ToolResult | BoundaryError):
+        return answer
+    raise answer
