@@ -6,6 +6,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from actors.setting import context_of, template_of
 from actors.vllm_engine import check_config
@@ -45,8 +46,7 @@ def check(config: JobConfig, resource: Resource) -> dict[str, str]:
         raise UserError(f"resource {config.resource.name}: it gives no task")
     if (template := _template(config)) is not None:
         digests["template"] = hashlib.sha256(template.source.encode()).hexdigest()
-        _check_opening(config, resource, template, first)
-        template.continuation([{"role": "user", "content": "?"}], ended=True)
+        _check_fit(config, resource, template, first)
     if isinstance(config.model, OpenAIConfig):
         check_endpoint(config.model)
     return digests
@@ -89,6 +89,14 @@ def _template(config: JobConfig) -> ChatTemplate | None:
     return template
 
 
+def _source(config: JobConfig) -> str:
+    """Where the chat template comes from."""
+    model = config.model
+    if isinstance(model, OpenAIConfig):
+        return f"model.tokenizer: {model.tokenizer}"
+    return f"model.chat_template: {model.chat_template}" if model.chat_template else f"model.path: {model.path}"
+
+
 @contextmanager
 def _named(key: str) -> Iterator[None]:
     """What is said of the model's folder, said of the key that named it."""
@@ -100,19 +108,24 @@ def _named(key: str) -> Iterator[None]:
 
 def _check_folder(path: str) -> None:
     """A folder that is not there has perhaps a neighbour of nearly its name."""
-    folder = resolve_model(path)
+    models = [str(file.parent) for file in Path(path).parent.glob("*/tokenizer.json")]
+    try:
+        folder = resolve_model(path)
+    except UserError as error:  # it looks like a name on the hub, and is none
+        raise UserError(f"{error}{nearest(path, models) if models else ''}") from error
     if not folder.is_dir():
-        models = [str(file.parent) for file in folder.parent.glob("*/tokenizer.json")]
         raise UserError(f"model.path: {path}: no such folder{nearest(path, ['bundled', *models])}")
 
 
-def _check_opening(config: JobConfig, resource: Resource, template: ChatTemplate, task: Task) -> None:
-    """The first task as its episode opens, but for what the resource's session adds to it."""
+def _check_fit(config: JobConfig, resource: Resource, template: ChatTemplate, task: Task) -> None:
+    """The first task as its episode opens, but for what the resource's session adds to it, and one more message."""
     agent = config.agent
     instructions = agent.instructions if agent.instructions is not None else resource.instructions
     system: list[Message] = [{"role": "system", "content": instructions}] if instructions else []
     tools = [bound.spec for name, bound in resource.bound_tools().items() if agent.tools is None or name in agent.tools]
-    length, reach = len(template.opening([*system, *task.messages], tools)), context_of(config)
+    with _named(_source(config)):
+        length, reach = len(template.opening([*system, *task.messages], tools)), context_of(config)
+        template.continuation([{"role": "user", "content": "?"}], ended=True)
     if reach is not None and length >= reach:
         key = "tasks.path: " + config.tasks.path if config.tasks.path else f"resource {config.resource.name}"
         raise UserError(f"{key}: task '{task.id}' opens with {length:,} tokens; the model's context has {reach:,}")

@@ -99,7 +99,7 @@ def _probe(address: str) -> None:
         except grpc.RpcError as error:
             code = error.code()  # pyright: ignore[reportAttributeAccessIssue] - it is a grpc.Call as well
             if code in _GONE:
-                raise ConnectionError(f"nothing answers at {head}") from error
+                raise ConnectionError("nothing answers" + (f" at {head}" if head != address else "")) from error
             if code is grpc.StatusCode.UNIMPLEMENTED:
                 raise ConnectionError(f"what answers at {head} is no head node; its port is 6379 as a rule") from error
             # anything else, a refused token say, is explained by ray.init

@@ -81,6 +81,7 @@ class Driver:
             for _ in range(runners):
                 group.create_task(self._keep_runner())
             group.create_task(self._show())
+        self.live.update(self.tally, 0, self.total, None, time.time())
         if self._fatal is not None:
             raise self._fatal
         return self.scheduler.finished and not self.interrupted
@@ -108,7 +109,6 @@ class Driver:
                     self._give_up(Stuck(f"{deaths} runners died one after the other: {error.failure.message}"))
             except RolloutError as error:
                 self._give_up(error)
-        self.live.update(self.tally, self.scheduler.running, self.total, None, time.time())
 
     def _give_up(self, error: RolloutError) -> None:
         """Ends the run in order: what other runners have is still committed."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import re
 import time
 from dataclasses import replace
@@ -91,8 +92,21 @@ class ModelReplica:
         arrived = time.monotonic()
         async with self._places:
             waited = time.monotonic() - arrived
-            reply = await self._engine.generate(request)
+            try:
+                reply = await self._engine.generate(request)
+            except Exception:
+                await self._end_if_dead()
+                raise
         return replace(reply, queue_seconds=reply.queue_seconds + waited, replica=self._name)
+
+    async def _end_if_dead(self) -> None:
+        """Ends the process when its engine is dead. Serve replaces an unhealthy replica only after several checks, and
+        until then every turn sent here would fail; one without a process is replaced and passed over at once."""
+        try:
+            await self._engine.check_health()
+        except Exception:
+            log.critical("the engine is dead, and so is its replica", exc_info=True)
+            os._exit(1)
 
 
 class _Deployed(ModelReplica):
@@ -176,8 +190,9 @@ def undeploy(name: str) -> None:
 
 def _abandon(name: str) -> None:
     """Ends an application without waiting: Serve takes long to give up replicas that have no place yet."""
-    serve.delete(name, _blocking=False)
-    _look(name)  # answered after the deletion was taken: this process may end now
+    with contextlib.suppress(RayServeException):  # Serve itself was not to be had
+        serve.delete(name, _blocking=False)
+        _look(name)  # answered after the deletion was taken: this process may end now
 
 
 def _start(model: ReplicatedConfig, new_engine: EngineFactory, name: str) -> None:

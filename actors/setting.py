@@ -8,12 +8,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rollout.openai_policy import OpenAIPolicy
-
 from actors.courier import Courier
 from actors.resource_host import HostedSessions, Offer
 from rollout.config import JobConfig, OpenAIConfig, ReplicatedConfig
 from rollout.episode import Setting
+from rollout.openai_policy import OpenAIPolicy
 from rollout.protocols import Ledger, Policy
 from rollout.segments import Parser, hermes
 from rollout.template import ChatTemplate, context_length, load_template, resolve_model

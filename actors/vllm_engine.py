@@ -12,6 +12,7 @@ import importlib.util
 import os
 import random
 import re
+import subprocess
 from array import array
 from collections.abc import Mapping
 from pathlib import Path
@@ -59,6 +60,7 @@ class VllmEngine:
         except (ValueError, TypeError, OSError) as error:
             raise UserError(f"model: vLLM refuses the configuration: {_reason(error)}") from error
         self._reach = checked.model_config.max_model_len
+        self._guard = guard_children()
         output = _Output()
         try:
             self._engine = AsyncLLM.from_vllm_config(checked, disable_log_stats=arguments.disable_log_stats)
@@ -105,11 +107,25 @@ class VllmEngine:
     async def stop(self) -> None:
         """Ends the engine's processes."""
         self._engine.shutdown()
+        if self._guard is not None:
+            self._guard.kill()
 
     async def _versions(self, sampled: CompletionOutput, count: int) -> tuple[VersionSpan, ...]:
         if sampled.weight_versions:
             return tuple(VersionSpan(span.version, span.start, span.end) for span in sampled.weight_versions)
         return (VersionSpan(await self._engine.get_weight_version(), 0, count),)
+
+
+def guard_children() -> subprocess.Popen[bytes] | None:
+    """A shell that ends this process's group as soon as the process is gone. None outside a Ray worker.
+
+    Ray does so too, unless it is killed together with the worker; vLLM's engine would then live on and keep its GPU.
+    """
+    leads_its_group = os.getpgrp() == os.getpid()
+    if not leads_its_group or str(os.getppid()) != os.environ.get("RAY_RAYLET_PID"):
+        return None
+    command = ["/bin/sh", "-c", f"read _; kill -s KILL -- -{os.getpid()}"]  # the pipe ends when we do, however
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True)
 
 
 def check_config(config: VllmConfig) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import hashlib
 import importlib
 import importlib.util
@@ -78,10 +79,10 @@ def load_resource(reference: str, options: Mapping[str, Any]) -> Resource:
     try:
         resource = found(**checked)
         resource.bound_tools()
-    except (RolloutError, ValueError) as error:
-        raise UserError(
-            f"resource {reference}: {error if isinstance(error, RolloutError) else one_line(error)}"
-        ) from error
+    except RolloutError as error:
+        raise UserError(f"resource {reference}: {error}") from error
+    except ValueError as error:  # what a constructor says of its options
+        raise UserError(f"resource {reference}: {one_line(error)}") from error
     except Exception as error:
         raise UserError(f"resource {reference}: {raised_in(error, inspect.getfile(found))}") from error
     return resource
@@ -130,19 +131,25 @@ def code_digest(resource: Resource) -> str:
 
 
 def _load_module(name: str) -> ModuleType:
+    if not all(part.isidentifier() for part in name.split(".")):
+        raise UserError(f"'{name}' is no module's name")
     try:
         return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name and (name == error.name or name.startswith(error.name + ".")):
-            raise UserError(f"there is no module '{error.name}'") from None
-        raise UserError(f"{name} cannot be imported: {one_line(error)}") from error
-    except Exception as error:  # it is run, so anything may come out of it
-        raise UserError(f"{name} cannot be imported: {raised_in(error, name)}") from error
+    except (Exception, SystemExit) as error:  # it is run, so anything may come out of it
+        missing = error.name if isinstance(error, ModuleNotFoundError) and error.name else ""
+        if missing and (name == missing or name.startswith(missing + ".")):
+            raise UserError(f"there is no module '{missing}'") from None
+        file = name
+        with contextlib.suppress(Exception):  # it imports packages above, which may be what is wrong
+            spec = importlib.util.find_spec(name)
+            file = spec.origin if spec is not None and spec.origin is not None else name
+        raise UserError(f"cannot be imported: {raised_in(error, file)}") from error
 
 
 def _load_file(path: Path) -> ModuleType:
     if not path.is_file():
-        raise UserError(f"there is no file {path}")
+        beside = [str(file) for file in path.parent.glob("*.py")]
+        raise UserError(f"there is no file {path}{nearest(str(path), beside) if beside else ''}")
     name = f"resource_file_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]}"
     if name in sys.modules:
         return sys.modules[name]
@@ -153,7 +160,7 @@ def _load_file(path: Path) -> ModuleType:
     sys.modules[name] = module  # dataclasses and annotations look their module up there
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[name]
         raise UserError(f"cannot be imported: {raised_in(error, str(path.resolve()))}") from error
     return module

@@ -19,6 +19,7 @@ from typing import Any
 import click
 
 from rollout.config import find_conf, load
+from rollout.config import options as parse_options
 from rollout.errors import RolloutError, UserError
 
 STOPPED = 75
@@ -33,7 +34,7 @@ class _Fail(click.ClickException):
         self.exit_code = status  # pyright: ignore[reportAttributeAccessIssue] - click declares it a constant
 
     def show(self, file: Any = None) -> None:
-        click.echo(f"rollout: {self.message}", err=True)
+        click.echo(f"rollout: {' '.join(self.message.splitlines())}", err=True)
 
 
 def _plainly(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -167,18 +168,16 @@ def env_list() -> None:
 @env.command("test")
 @click.argument("resource")
 @click.argument("options", nargs=-1, metavar="[OPTION=VALUE]...")
-@click.option("--samples", default=3, help="Tasks to try.")
+@click.option("--samples", type=click.IntRange(min=1), default=3, help="Tasks to try.")
 @click.option("--seed", default=0)
 @_plainly
 def env_test(resource: str, options: tuple[str, ...], samples: int, seed: int) -> None:
     """Puts RESOURCE through the conformance test: a shipped name, module:Class or file.py:Class."""
-    from omegaconf import OmegaConf
     from resources.catalog import load_resource
 
     from rollout.conformance import check
 
-    chosen: Any = OmegaConf.to_container(OmegaConf.from_dotlist(list(options)))
-    findings = asyncio.run(check(load_resource(resource, chosen), samples, seed))
+    findings = asyncio.run(check(load_resource(resource, parse_options(options)), samples, seed))
     for finding in findings:
         click.echo(
             f"{'ok  ' if finding.ok else 'FAIL'} {finding.name}{': ' + finding.detail if finding.detail else ''}"

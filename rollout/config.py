@@ -61,6 +61,7 @@ __all__ = [
     "dump",
     "find_conf",
     "load",
+    "options",
     "secret",
     "validate",
 ]
@@ -81,11 +82,14 @@ def find_conf(name: str) -> Path:
     if path.is_file():
         return path
     folder = PACKAGED if PACKAGED.is_dir() else CHECKOUT
-    if (example := folder / path.name).is_file() or (example := folder / f"{path.name}.yaml").is_file():
-        return example
+    if path.parent in (Path(), Path("conf")):  # not for any path that ends so: another job would be run
+        for example in (folder / path.name, folder / f"{path.name}.yaml"):
+            if example.is_file():
+                return example
     beside = [str(file) for file in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
     examples = [file.name for file in folder.glob("*.yaml")]
-    raise UserError(f"{name}: no such file{nearest(name, [*beside, *examples])}")
+    what = "is a folder, expected a YAML file" if name and path.is_dir() else "no such file"
+    raise UserError(f"{name or repr(name)}: {what}{nearest(name, [*beside, *examples])}")
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> JobConfig:
@@ -117,6 +121,14 @@ def validate(raw: Any, origin: str) -> JobConfig:
         unknown = [one for one in errors if one["type"] == "extra_forbidden"]  # a misspelt key is missing as well
         line = _explain([*unknown, *errors][0])
         raise UserError(f"{origin}: {' '.join(line.split())}") from None
+
+
+def options(given: Sequence[str]) -> dict[str, Any]:
+    """What `key=value` arguments say, as a section would. Raises UserError for one that says nothing."""
+    merged = OmegaConf.create({})
+    for one in given:
+        merged = _overridden(merged, one)
+    return cast(dict[str, Any], OmegaConf.to_container(merged))
 
 
 def dump(config: JobConfig) -> str:
@@ -206,6 +218,8 @@ def _explain(error: ErrorDetails) -> str:
         return f"{key or 'the whole'}: expected keys and values{shown}"
     if error["type"] == "tuple_type":
         return f"{key}: expected a list{shown}"
+    if error["type"] == "too_short":
+        return f"{key}: expected a list that is not empty"
     return f"{key}: {error['msg'][0].lower()}{error['msg'][1:]}{shown}"
 
 

@@ -92,12 +92,11 @@ def describe(error: BaseException) -> str:
 
 
 def raised_in(error: BaseException, file: str) -> str:
-    """`FILE:LINE: what` of an error in code that is not ours: the last line of `file` that led to it."""
+    """`FILE:LINE: what` of an error in code that is not ours: the last line of `file` that led to it, if one did."""
     if isinstance(error, SyntaxError) and error.filename:
         return f"{error.filename}:{error.lineno}: SyntaxError: {error.msg}"
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if frame.filename == file] or frames[-1:]
-    return f"{own[-1].filename}:{own[-1].lineno}: {describe(error)}" if own else describe(error)
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+    return f"{file}:{lines[-1]}: {describe(error)}" if lines else f"{file}: {describe(error)}"
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -10,7 +10,7 @@ import asyncio
 import multiprocessing
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 from pebble import CONSTS, ProcessExpired, ProcessPool
 
@@ -24,7 +24,8 @@ class OffloadTimeout(Exception):
 @lru_cache(maxsize=1)
 def _pool() -> ProcessPool:
     CONSTS.term_timeout = 0.2  # the whole pool waits this long for a process that C code keeps from hearing SIGTERM
-    return ProcessPool(max_workers=_Settings.workers, max_tasks=1000, context=multiprocessing.get_context("spawn"))
+    context = cast(Any, multiprocessing.get_context("spawn"))  # pebble's annotation leaves spawn contexts out
+    return ProcessPool(max_workers=_Settings.workers, max_tasks=1000, context=context)
 
 
 class _Settings:

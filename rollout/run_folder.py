@@ -93,6 +93,8 @@ def check_folder(folder: Path, resume: bool) -> None:
 
     Raises UserError when it holds a run or anything else and is to hold a new one, or has none to resume.
     """
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"run.dir: {folder}: is a file, expected a folder")
     if (folder / "run.yaml").is_file():
         if not resume:
             held = f"holds run {read_run(folder).run_id} already"

@@ -88,6 +88,8 @@ def _lines(path: Path) -> int:
 
 def _from_file(path: Path) -> Iterator[tuple[str, Task]]:
     """Tasks, each with its place in the file."""
+    if path.is_dir():
+        raise UserError(f"tasks.path: {path}: is a folder, expected a JSONL or Parquet file")
     if not path.is_file():
         beside = [str(other) for kind in ("*.jsonl", "*.parquet") for other in path.parent.glob(kind)]
         raise UserError(f"tasks.path: {path}: no such file{nearest(str(path), beside) if beside else ''}")

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from functools import partial
+from pathlib import Path
 
 import pytest
 import ray
@@ -41,6 +42,27 @@ class Traced(ScriptedEngine):
             raise Unavailable("not now")
         reply = await super().generate(request)
         return GenerateReply(reply.ids, reply.logprobs, reply.finish_reason, reply.versions, 3, os.getpid())
+
+
+class Mortal(Traced):
+    """Dies of the first turn it gets, and lets its successors live."""
+
+    def __init__(self, sign: Path) -> None:
+        super().__init__(LINES, 0.0, 0.0, 0)
+        self._sign = sign
+        self._dead = False
+
+    async def generate(self, request: GenerateRequest) -> GenerateReply:
+        if request.session_id and not self._sign.exists():
+            self._sign.touch()
+            self._dead = True
+        if self._dead:
+            raise RuntimeError("the engine's process is gone")
+        return await super().generate(request)
+
+    async def check_health(self) -> None:
+        if self._dead:
+            raise RuntimeError("the engine's process is gone")
 
 
 def prompt(session: str, turn: int = 0, seconds: float = 60.0) -> Prompt:
@@ -118,6 +140,16 @@ async def test_turns_of_a_killed_replica_are_sampled_elsewhere(cluster: None) ->
     kept = [(a.replica, b.replica) for a, b in zip(before, after, strict=True) if a.replica != killed.replica]
     assert all(a == b for a, b in kept), "only the slots of the killed replica move"
     assert len(kept) == 8
+
+
+async def test_a_replica_with_a_dead_engine_is_replaced_and_its_turns_asked_again(
+    cluster: None, tmp_path: Path
+) -> None:
+    sign = tmp_path / "died"
+    async with served(1, partial(Mortal, sign)) as policy:
+        turns = await asyncio.gather(*[policy.complete(prompt(f"run-{number}")) for number in range(4)])
+    assert sign.exists()
+    assert [list(completion.ids or ()) for completion in turns] == [LINES[0]] * 4
 
 
 async def test_it_gives_up_after_a_few_tries(cluster: None) -> None:

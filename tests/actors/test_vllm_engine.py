@@ -4,19 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import subprocess
 import sys
+import time
 from array import array
 from collections.abc import AsyncIterator
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import pytest_asyncio
 
 from actors.engine import GenerateReply, GenerateRequest, pack_ids, unpack_ids
-from actors.vllm_engine import VllmEngine, check_config, engine_arguments, environment, known_engine_arguments
+from actors.vllm_engine import (
+    VllmEngine,
+    check_config,
+    engine_arguments,
+    environment,
+    guard_children,
+    known_engine_arguments,
+)
 from rollout.config import CHECKOUT, VllmConfig, load
 from rollout.errors import ContextExceeded, UserError
 from rollout.template import BUNDLED, load_template
@@ -174,6 +184,32 @@ def test_the_driver_looks_at_a_configuration_without_vllm() -> None:
         "check_config(VllmConfig(engine_args={'max_num_seqs': 3})); assert not {'vllm', 'torch'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_children_of_a_killed_worker_do_not_outlive_it() -> None:
+    code = (
+        "import os, signal, subprocess; from actors.vllm_engine import guard_children; guard = guard_children();"
+        "child = subprocess.Popen(['sleep', '600']); print(child.pid, guard is not None, flush=True);"
+        "os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    told = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "RAY_RAYLET_PID": str(os.getpid())},
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    child, guarded = told.stdout.split()
+    assert guarded == "True"
+    deadline = time.monotonic() + 30
+    while psutil.pid_exists(int(child)) and psutil.Process(int(child)).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < deadline, "the child lives on"
+        time.sleep(0.05)
+
+
+def test_no_group_but_a_ray_workers_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_RAYLET_PID", raising=False)
+    assert guard_children() is None
 
 
 def test_arguments_of_the_configuration_win() -> None:

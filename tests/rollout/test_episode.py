@@ -477,9 +477,10 @@ async def test_invariant_6_a_session_is_closed_when_its_episode_is_cancelled_aga
 
 
 async def settled(condition: Callable[[], bool]) -> None:
-    """Lets everything else run until the condition holds; the test's own time limit is the end of patience."""
-    while not condition():  # noqa: ASYNC110 - what is waited for knows nothing of tests
-        await asyncio.sleep(0.001)
+    """Lets everything else run until the condition holds. Nothing is concluded from how long it took."""
+    async with asyncio.timeout(20):
+        while not condition():  # noqa: ASYNC110 - what is waited for knows nothing of tests
+            await asyncio.sleep(0.001)
 
 
 async def test_a_call_that_was_cancelled_over_there_fails_the_episode_and_does_not_lose_it() -> None:

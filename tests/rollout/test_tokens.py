@@ -153,7 +153,7 @@ def test_an_endpoint_that_renders_anew_opens_a_segment_and_says_so() -> None:
 
 def test_turns_without_ids_share_no_segment_with_turns_that_have_them() -> None:
     book = MessageLedger()
-    turns = [book.record(parsed(*given_ids)) for given_ids in [([1], [2]), (None, None), (None, None), ([1, 2], [3])]]
+    turns = [book.record(parsed(*given_ids)) for given_ids in [([1], [2]), (None, None), ([1, 2], None), ([1, 2], [3])]]
     assert [turn.segment for turn in turns] == [0, 1, 1, 2]
     assert [turn.segment_break is not None for turn in turns] == [False, True, False, True]
     assert [turn.prompt_ids is None for turn in turns] == [False, True, True, False]
