@@ -30,7 +30,8 @@ from rich.table import Table
 
 from actors.cluster import Cluster, started
 from actors.connection import connect, disconnect
-from actors.driver import Driver, Names
+from actors.driver import Driver
+from actors.setting import Names
 from resources.catalog import load_resource
 from rollout.config import JobConfig, validate
 from rollout.dataset import Committer

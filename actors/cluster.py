@@ -16,7 +16,7 @@ from ray.exceptions import RayActorError, RayTaskError
 from actors.connection import free
 from actors.resource_host import ResourceHost
 from actors.runner import EpisodeRunner
-from actors.setting import Job
+from actors.setting import Job, Names, located
 from rollout.config import JobConfig, OpenAIConfig
 from rollout.errors import RolloutError, UserError, describe
 
@@ -52,6 +52,7 @@ async def started(config: JobConfig, run_id: str, table: str) -> AsyncIterator[C
 
     Raises UserError when the cluster has not what the job asks for, or when the resource cannot be made.
     """
+    names, config = Names.of(config), located(config)
     hosts = [_new_host(config) for _ in range(config.resource.hosts)]
     runners: list[Any] = []
     seconds = config.scheduler.start_seconds
@@ -59,7 +60,7 @@ async def started(config: JobConfig, run_id: str, table: str) -> AsyncIterator[C
         offered = [host.offer.remote() for host in hosts]
         offers = await _all_started(offered, "resource.hosts", config.resource.cpus_per_host, seconds)
         async with _model(config, run_id) as model:
-            job = Job(config, run_id, table, offers[0], tuple(hosts), model)
+            job = Job(config, names, run_id, table, offers[0], tuple(hosts), model)
             runners += [_new_runner(job) for _ in range(config.scheduler.runners)]
             ready = [runner.start.remote() for runner in runners]
             await _all_started(ready, "scheduler.runners", config.scheduler.cpus_per_runner, seconds)

@@ -18,6 +18,7 @@ from ray.exceptions import RayTaskError
 
 from actors.courier import SILENT_SECONDS
 from actors.runner import Report, Written
+from actors.setting import Names
 from rollout.dataset import Committer, RowFile, write_file
 from rollout.errors import BoundaryError, RolloutError, boundary
 from rollout.live import Live
@@ -38,15 +39,6 @@ log = logging.getLogger(__name__)
 
 class Stuck(RolloutError):
     """The run cannot go on; what is committed stays and --resume goes on from there."""
-
-
-@dataclass(frozen=True, slots=True)
-class Names:
-    """What rows are called that the driver has to write itself."""
-
-    resource: str
-    agent: str
-    model: str
 
 
 @dataclass(slots=True)

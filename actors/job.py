@@ -12,8 +12,8 @@ from pathlib import Path
 from actors.check import check, make_resource
 from actors.cluster import Cluster, started
 from actors.connection import check_room, connect, disconnect
-from actors.driver import Driver, Names
-from actors.setting import model_name
+from actors.driver import Driver
+from actors.setting import Names
 from rollout.config import JobConfig
 from rollout.dataset import Committer
 from rollout.errors import UserError
@@ -80,7 +80,7 @@ def _driver(
         new_runner=cluster.new_runner,
         end_runner=cluster.end_runner,
         live=live,
-        names=Names(config.resource.name, config.agent.name, model_name(config)),
+        names=Names.of(config),
         total=total,
         start_seconds=config.scheduler.start_seconds,
     )

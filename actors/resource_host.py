@@ -117,7 +117,8 @@ class HostedSessions:
     async def seed_session(self, task: Task, seed: int, seconds: float) -> Seeded:
         courier = self._couriers[self._next % len(self._couriers)]
         self._next += 1  # also when it fails: whoever asks again asks another host
-        answer = await courier.ask(("seed", (task, seed, seconds)))
+        # A seeding that nobody waits for any more is undone over there.
+        answer = await courier.ask(("seed", (task, seed, seconds)), undo=lambda seeded: ("close", (seeded[0],)))
         session_id, messages = cast(tuple[str, tuple[Message, ...]], answer)
         offer = self._offer
         session = HostedSession(courier, session_id)

@@ -20,10 +20,30 @@ from rollout.tokens import MessageLedger, TokenLedger
 
 
 @dataclass(frozen=True, slots=True)
+class Names:
+    """What rows call what played them: as the configuration names it."""
+
+    resource: str
+    agent: str
+    model: str
+
+    @staticmethod
+    def of(config: JobConfig) -> Names:
+        """The names of a job."""
+        model = config.model
+        named = (
+            model.name if isinstance(model, OpenAIConfig) else "scripted" if model.engine == "scripted" else model.path
+        )
+        return Names(config.resource.name, config.agent.name, named)
+
+
+@dataclass(frozen=True, slots=True)
 class Job:
     """A run as its runners see it. `hosts` and `model` are handles of the cluster's own kind."""
 
     config: JobConfig
+    """Its paths are absolute: see `located`."""
+    names: Names
     run_id: str
     table: str
     offer: Offer
@@ -43,8 +63,8 @@ async def build_setting(job: Job) -> Setting:
         sessions=HostedSessions(couriers, job.offer),
         limits=config.run.limits.value(),
         new_ledger=new_ledger,
-        resource=config.resource.name,
-        model=model_name(config),
+        resource=job.names.resource,
+        model=job.names.model,
         context=context_of(config),
     )
 
@@ -55,12 +75,23 @@ async def close_setting(setting: Setting) -> None:
         await setting.policy.aclose()
 
 
-def model_name(config: JobConfig) -> str:
-    """The model as rows name it."""
-    model = config.model
-    if isinstance(model, OpenAIConfig):
-        return model.name
-    return "scripted" if model.engine == "scripted" else model.path
+def located(config: JobConfig) -> JobConfig:
+    """The job with its paths made absolute: actors do not work in the folder it was started in."""
+    model, resource = config.model, config.resource
+    keys = ("tokenizer",) if isinstance(model, OpenAIConfig) else ("path", "chat_template")
+    file, colon, name = resource.name.partition(":")
+    there = {"name": _absolute(file) + colon + name} if file.endswith(".py") else {}
+    return config.model_copy(
+        update={
+            "model": model.model_copy(update={key: _absolute(path) for key in keys if (path := getattr(model, key))}),
+            "resource": resource.model_copy(update=there),
+        }
+    )
+
+
+def _absolute(path: str) -> str:
+    """Of a file or folder that is here; anything else is a name."""
+    return str(Path(path).resolve()) if path != "bundled" and Path(path).exists() else path
 
 
 def context_of(config: JobConfig) -> int | None:

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
+import aiohttp
 import click
 from ray.exceptions import AuthenticationError
-from ray.job_submission import JobStatus, JobSubmissionClient
+from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from rollout.config import JobConfig, dump, validate
-from rollout.errors import UserError
+from rollout.errors import RolloutError, UserError
 
+POLL_SECONDS = 0.5
+"""How often a job is asked for whose log has ended."""
 _CONF = "job.yaml"
+_MISSING = "No module named rollout"
 _AUTH = (
     "the cluster wants a token: set RAY_AUTH_MODE=token on both sides and share the token file, or "
     "RAY_AUTH_MODE=disabled on both"
@@ -28,38 +34,65 @@ def submit_job(config: JobConfig, address: str, resume: bool, follow: bool) -> i
 
     Task file and resource file travel with it; the run's folder is made absolute and must be reachable from the
     cluster. Secrets do not travel: the variables that `*_env` keys name must be set there. Raises UserError when no
-    cluster answers at `address`.
+    cluster answers at `address`, RolloutError when it stops answering.
     """
-    client = _client(address)
-    with tempfile.TemporaryDirectory() as folder:
+    with _reached(address), tempfile.TemporaryDirectory() as folder:
+        client = JobSubmissionClient(address)
+        logging.getLogger("ray").setLevel(logging.WARNING)  # it has just set that itself
         _pack(config, Path(folder))
         entrypoint = f"python -m rollout run {_CONF}" + (" --resume" if resume else "")
         job_id: str = client.submit_job(entrypoint=entrypoint, runtime_env={"working_dir": folder})
     click.echo(f"submitted {job_id} to {address}", err=True)
+    again = f"ray job logs --address {address} -f {job_id}"
     if not follow:
-        click.echo(f"follow it with: ray job logs --address {address} -f {job_id}", err=True)
+        click.echo(f"follow it with: {again}", err=True)
         return 0
     try:
-        asyncio.run(_follow(client, job_id))
+        info = asyncio.run(_follow(client, job_id))
     except KeyboardInterrupt:
         click.echo(f"\nit goes on; stop it with: ray job stop --address {address} {job_id}", err=True)
         return 0
-    info: Any = client.get_job_info(job_id)
-    if info.status == JobStatus.SUCCEEDED:
-        return 0
-    click.echo(f"rollout: {job_id} ended as {info.status}: {info.message}", err=True)
-    return info.driver_exit_code if info.driver_exit_code is not None else 1
+    except (RuntimeError, OSError, aiohttp.ClientError) as error:
+        raise RolloutError(f"--address: {address}: {_first_line(error)}; if the job goes on, see: {again}") from error
+    return _status(info, job_id)
 
 
-def _client(address: str) -> JobSubmissionClient:
+@contextmanager
+def _reached(address: str) -> Iterator[None]:
+    """Names what keeps us from the cluster at `address`."""
     try:
-        return JobSubmissionClient(address)
+        yield
     except AuthenticationError:
         raise UserError(f"--address: {address}: {_AUTH}") from None
     except (ConnectionError, RuntimeError, ValueError) as error:
-        reason = next(iter(str(error).splitlines()), "no answer")
-        kind = _AUTH if "authentication" in str(error).lower() else f"no Ray cluster answers there: {reason}"
-        raise UserError(f"--address: {address}: {kind}") from None
+        raise UserError(f"--address: {address}: no Ray cluster answers there: {_first_line(error)}") from None
+
+
+async def _follow(client: JobSubmissionClient, job_id: str) -> JobDetails:
+    """Shows the job's log while it comes; what became of the job."""
+    async for text in client.tail_job_logs(job_id):
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    while True:  # the log may end before the job is said to have ended
+        info = await asyncio.to_thread(client.get_job_info, job_id)
+        if info.status.is_terminal():
+            return info
+        await asyncio.sleep(POLL_SECONDS)
+
+
+def _status(info: JobDetails, job_id: str) -> int:
+    if info.status == JobStatus.SUCCEEDED:
+        return 0
+    code = info.driver_exit_code
+    if _MISSING in (info.message or ""):
+        raise UserError(f"{job_id}: python on the PATH of the cluster's head has no rollout: start Ray where it has")
+    how = f"with status {code}" if code is not None else f"as {info.status.value}: {_first_line(info.message)}"
+    click.echo(f"rollout: {job_id} ended {how}", err=True)
+    return code if code is not None and code > 0 else 1
+
+
+def _first_line(what: object) -> str:
+    return next(iter(str(what or "it does not say why").splitlines()), "no answer")
 
 
 def _pack(config: JobConfig, folder: Path) -> None:
@@ -71,9 +104,12 @@ def _pack(config: JobConfig, folder: Path) -> None:
     file, colon, name = config.resource.name.partition(":")
     if file.endswith(".py"):
         tree["resource"]["name"] = _take(Path(file), folder, "resource.name") + colon + name
-    template = tree["model"].get("chat_template")
-    if template is not None:
-        tree["model"]["chat_template"] = _take(Path(template), folder, "model.chat_template")
+    model = tree["model"]
+    if (template := model.get("chat_template")) is not None:
+        model["chat_template"] = _take(Path(template), folder, "model.chat_template")
+    for key in ("path", "tokenizer"):  # too large to travel: like the run's folder, it must be reachable
+        if (place := model.get(key)) is not None and Path(place).is_dir():
+            model[key] = str(Path(place).resolve())
     (folder / _CONF).write_text(dump(validate(tree, "the packed job")))
 
 
@@ -82,9 +118,3 @@ def _take(path: Path, folder: Path, key: str) -> str:
         raise UserError(f"{key}: {path}: no such file")
     shutil.copy(path, folder / path.name)
     return path.name
-
-
-async def _follow(client: JobSubmissionClient, job_id: str) -> None:
-    async for text in client.tail_job_logs(job_id):
-        sys.stdout.write(text)
-        sys.stdout.flush()

@@ -107,6 +107,7 @@ class VllmEngine:
     async def stop(self) -> None:
         """Ends the engine's processes."""
         self._engine.shutdown()
+        del self._engine  # it shuts down once more when it is collected, which fails when the interpreter is ending
         if self._guard is not None:
             self._guard.kill()
 

@@ -30,10 +30,10 @@ class Calculator(Resource):
 
     def __init__(self, split: Literal["train", "heldout"] = "heldout", count: NonNegativeInt | None = None) -> None:
         self._split = split
-        self._count = count
+        self.num_tasks = count
 
     def tasks(self, seed: int) -> Iterator[Task]:
-        for index in itertools.count() if self._count is None else range(self._count):
+        for index in itertools.count() if self.num_tasks is None else range(self.num_tasks):
             problem = arithmetic.problem(seed, index, self._split)
             data = {"expression": problem.expression, "answer": problem.answer}
             message: Message = {"role": "user", "content": arithmetic.prompt(problem)}

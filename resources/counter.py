@@ -34,13 +34,13 @@ class Counter(Resource):
     name = "counter"
 
     def __init__(self, count: NonNegativeInt | None = None, target: NonNegativeInt = 4) -> None:
-        self._count = count
+        self.num_tasks = count
         self._target = target
 
     def tasks(self, seed: int) -> Iterator[Task]:
         times = _WORDS[self._target] if self._target < len(_WORDS) else f"{self._target} times"
         message: Message = {"role": "user", "content": f"Add 1 {times}, then submit."}
-        for index in itertools.count() if self._count is None else range(self._count):
+        for index in itertools.count() if self.num_tasks is None else range(self.num_tasks):
             yield Task(f"counter-{index}", (message,), {"target": self._target}, index)
 
     async def seed_session(self, task: Task, seed: int) -> Count:

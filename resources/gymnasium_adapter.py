@@ -85,7 +85,7 @@ class GymnasiumResource(StepResource):
         self._draws_lake = env == "FrozenLake-v1" and not {"desc", "map_name"} & set(env_options or {})
         slippery = {"is_slippery": False} if env == "FrozenLake-v1" else {}
         self._options = slippery | dict(env_options or {})
-        self._count = count
+        self.num_tasks = count
         self._max_steps = max_steps
         self._render_mode: str | None = None
         try:
@@ -101,7 +101,7 @@ class GymnasiumResource(StepResource):
         rules = known.rules if known is not None else f"Play the environment {self._env}."
         said = f" Actions: {', '.join(self._actions)}." if self._actions else ""
         message: Message = {"role": "user", "content": rules + said}
-        for index in itertools.count() if self._count is None else range(self._count):
+        for index in itertools.count() if self.num_tasks is None else range(self.num_tasks):
             # Far apart, so that the tasks of neighbouring seeds do not overlap.
             data = {"seed": (seed * 1_000_003 + index) % 2**31}
             yield Task(f"gymnasium-{self._env}-{index}", (message,), data, index)

@@ -69,11 +69,11 @@ class Ledger(Resource):
     instructions = "You keep a bank's ledger. Use the tools; look a balance up when you need it."
 
     def __init__(self, count: NonNegativeInt | None = None, orders: Annotated[int, Field(ge=1, le=50)] = 4) -> None:
-        self._count = count
+        self.num_tasks = count
         self._orders = orders
 
     def tasks(self, seed: int) -> Iterator[Task]:
-        for index in itertools.count() if self._count is None else range(self._count):
+        for index in itertools.count() if self.num_tasks is None else range(self.num_tasks):
             yield _task(seed, index, self._orders)
 
     async def seed_session(self, task: Task, seed: int) -> Books:

@@ -79,7 +79,8 @@ class PythonExec(Resource):
         memory_mb: PositiveInt = 512,
         concurrency: PositiveInt | None = None,
     ) -> None:
-        self._count = count
+        known = len(_PROBLEMS.read_text(encoding="utf-8").splitlines())
+        self.num_tasks = known if count is None else min(count, known)
         self._wall_seconds = wall_seconds
         bounds = Bounds(wall_seconds, cpu_seconds=max(1, round(wall_seconds)), memory_bytes=memory_mb << 20)
         self._sandbox = Sandbox(bounds) if concurrency is None else Sandbox(bounds, concurrency)
@@ -87,7 +88,7 @@ class PythonExec(Resource):
     def tasks(self, seed: int) -> Iterator[Task]:
         problems = [json.loads(line) for line in _PROBLEMS.read_text(encoding="utf-8").splitlines()]
         random.Random(f"python_exec/{seed}").shuffle(problems)
-        for index, problem in enumerate(problems[: self._count]):
+        for index, problem in enumerate(problems[: self.num_tasks]):
             message: Message = {"role": "user", "content": _STATEMENT.format(**problem)}
             data = {key: problem[key] for key in ("function", "tests", "solution")}
             yield Task(f"python_exec-{problem['id']}", (message,), data, index)

@@ -49,8 +49,10 @@ def _plainly(command: Callable[..., Any]) -> Callable[..., Any]:
             raise _Fail(str(error), 2) from error
         except RolloutError as error:
             raise _Fail(str(error), 1) from error
+        except BrokenPipeError:
+            raise  # whoever reads our output has seen enough: click ends without a word
         except OSError as error:
-            raise _Fail(f"{error.filename or 'file system'}: {error.strerror or error}", 1) from error
+            raise _Fail(f"{error.filename or 'output'}: {error.strerror or error}", 1) from error
 
     return run
 

@@ -95,6 +95,8 @@ class Resource:
     the episode."""
     max_sessions: ClassVar[int] = 4096
     """Sessions one host may hold."""
+    num_tasks: int | None = None
+    """How many tasks `tasks` yields, where that is known beforehand."""
 
     def tasks(self, seed: int) -> Iterator[Task]:
         """The resource's own tasks, always the same for a seed; may be endless."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 from uuid import uuid4
 
-from rollout.errors import ResourceDown, ToolError, describe, nearest
+from rollout.errors import ResourceDown, ToolError, Unavailable, describe, nearest
 from rollout.protocols import Seeded
 from rollout.resource import BoundTool, Resource, as_result, as_score
 from rollout.trajectory import Message, Score, Task, ToolCall, ToolResult, ToolSpec, Transcript
@@ -55,10 +55,10 @@ class SessionTable:
     async def seed(self, task: Task, seed: int, seconds: float) -> tuple[str, tuple[Message, ...]]:
         """Opens a session that is closed after `seconds` at the latest; its id and the opening messages.
 
-        Raises ResourceDown when the host holds as many as it may.
+        Raises Unavailable when the host holds as many as it may.
         """
         if len(self._open) + self._seeding >= self.resource.max_sessions:
-            raise ResourceDown(f"{self.resource.name} holds {len(self._open)} sessions, its most")
+            raise Unavailable(f"{self.resource.name} holds {len(self._open)} sessions, its most")
         self._seeding += 1
         try:
             state = await self.resource.seed_session(task, seed)
@@ -67,7 +67,11 @@ class SessionTable:
         session_id = uuid4().hex
         self._open[session_id] = _Open(state, self.clock() + seconds)
         self.opened += 1
-        return session_id, self.resource.opening(state, task)
+        try:
+            return session_id, self.resource.opening(state, task)
+        except BaseException:  # nobody will ever hear of this session
+            await self.close(session_id)
+            raise
 
     async def call(self, session_id: str, call: ToolCall, seconds: float) -> ToolResult:
         """Runs one tool under its deadline. Everything but ResourceDown becomes a result the policy reads."""

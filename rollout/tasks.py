@@ -37,7 +37,7 @@ def read_tasks(config: TasksConfig, resource: Resource, seed: int) -> Iterator[T
 
 def count_tasks(config: TasksConfig, resource: Resource) -> int | None:
     """How many tasks there will be; None when only their end will tell."""
-    own = getattr(resource, "count", None) if config.path is None else _lines(Path(config.path))
+    own = resource.num_tasks if config.path is None else _lines(Path(config.path))
     if config.count is None or own is None:
         return config.count if own is None else own
     return min(own, config.count)

@@ -129,6 +129,7 @@ def end(process: subprocess.Popen[bytes]) -> None:
 def environment(folder: Path, **more: str) -> dict[str, str]:
     """Ours without what would lead to another cluster."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    kept["PATH"] = f"{Path(sys.executable).parent}:{kept['PATH']}"  # a submitted job is started as `python`
     return {**kept, "RAY_TMPDIR": str(folder), "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", **more}
 
 
@@ -144,7 +145,7 @@ def short_folder() -> Iterator[Path]:
 
 @dataclass
 class Started:
-    """A `rollout run` at work, the leader of a process group as a terminal makes it."""
+    """A `rollout` command at work, the leader of a process group as a terminal makes it."""
 
     process: subprocess.Popen[bytes]
     folder: Path
@@ -179,11 +180,13 @@ class Started:
 
 
 class Jobs:
-    """Starts `rollout run`, and ends what a failing test leaves."""
+    """Starts `rollout run` or `rollout submit`, and ends what a failing test leaves."""
 
-    def __init__(self, folder: Path, env: dict[str, str]) -> None:
+    def __init__(self, folder: Path, env: dict[str, str], submit_to: str | None = None) -> None:
         self.folder = folder
         self.env = env
+        self.submit_to = submit_to
+        """Jobs address of a cluster that is to run them."""
         self.logs = Path(env["RAY_TMPDIR"])
         """Where Ray keeps its logs."""
         self._started: list[Started] = []
@@ -194,7 +197,8 @@ class Jobs:
         """Starts a job with overrides and options; its run is called `name`."""
         run = self.folder / name
         out = self.folder / f"{name}-{len(self._started)}.log"
-        command = [sys.executable, *program, "run", str(conf), f"run.dir={run}", *arguments]
+        verb = ("submit", f"--address={self.submit_to}") if self.submit_to else ("run",)
+        command = [sys.executable, *program, *verb, str(conf), f"run.dir={run}", *arguments]
         with out.open("wb") as log:
             process = subprocess.Popen(command, stdout=log, stderr=log, env=self.env, start_new_session=True)
         self._started.append(started := Started(process, run, out))
