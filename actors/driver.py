@@ -20,7 +20,7 @@ from actors.courier import SILENT_SECONDS
 from actors.runner import Report, Written
 from actors.setting import Names
 from rollout.dataset import Committer, RowFile, write_file
-from rollout.errors import BoundaryError, RolloutError, boundary
+from rollout.errors import BoundaryError, RolloutError, UserError, boundary
 from rollout.live import Live
 from rollout.rows import to_table
 from rollout.scheduling import Orphan, Scheduler
@@ -115,7 +115,7 @@ class Driver:
             await _answer(runner.start.remote())
         files: list[Written] = []
         while not self._over:
-            leases = self.scheduler.assign(name)
+            leases = self._assign(name)
             working = runner.work.remote(leases, self.scheduler.drained, HOLD_SECONDS)
             await self._keep(name, files)  # while the runner works: free slots must not wait for the disk
             async with boundary(FailureKind.LOST, name, HOLD_SECONDS + SILENT_SECONDS):
@@ -128,6 +128,14 @@ class Driver:
             report = await _answer(runner.stop.remote())
         await self._keep(name, [*files, *self._absorb(name, report)])
         self.end_runner(self._runners.pop(name))
+
+    def _assign(self, name: str) -> list[Lease]:
+        """New leases; none when the tasks turn out to be wrong, which ends the run in order."""
+        try:
+            return self.scheduler.assign(name)
+        except UserError as error:
+            self._give_up(error)
+            return []
 
     def _absorb(self, name: str, report: Report) -> list[Written]:
         """Takes in what a runner tells, but for its files, which are left to commit."""

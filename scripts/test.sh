@@ -6,5 +6,5 @@ scripts/setup.sh
 export PATH="$PWD/.venv/bin:$PATH"
 ruff check .
 ruff format --check .
-pyright
+basedpyright
 exec python -m pytest "$@"

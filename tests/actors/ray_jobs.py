@@ -22,7 +22,7 @@ from rollout.dataset import open_table
 from rollout.errors import UserError
 
 DIARY = f"{Path(__file__).parent / 'diary.py'}:Diary"
-PATIENCE = 60.0
+PATIENCE = 100.0
 """Seconds a condition may take to come true. Nothing is concluded from how long it took."""
 
 
