@@ -68,9 +68,9 @@ def check_room(config: JobConfig) -> None:
         wanted = {key: amounts[kind] for key, amounts in asks.items() if amounts.get(kind)}
         needed, there = sum(wanted.values()), total.get(kind, 0.0)
         if needed > there + 1e-6:  # sums of tenths
-            parts = " + ".join(f"{amount:g} ({key})" for key, amount in sorted(wanted.items()))
+            parts = ", ".join(f"{key} {amount:g}" for key, amount in sorted(wanted.items()))
             key = max(wanted, key=lambda key: wanted[key])
-            raise UserError(f"{key}: the job asks for {parts} {kind}s; this machine has {there:g}")
+            raise UserError(f"{key}: the job asks for {needed:g} {kind}s ({parts}); this machine has {there:g}")
 
 
 def free() -> str:

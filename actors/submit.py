@@ -60,6 +60,8 @@ def submit_job(config: JobConfig, address: str, resume: bool, follow: bool) -> i
 @contextmanager
 def _reached(address: str) -> Iterator[None]:
     """Names what keeps us from the cluster at `address`."""
+    if not address.startswith(("http://", "https://")):  # Ray would look for a cluster there, for minutes
+        raise UserError(f"--address: expected http://HOST:8265, found {address!r}")
     try:
         yield
     except AuthenticationError:

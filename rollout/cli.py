@@ -12,6 +12,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -52,9 +53,17 @@ def _plainly(command: Callable[..., Any]) -> Callable[..., Any]:
         except BrokenPipeError:
             raise  # whoever reads our output has seen enough: click ends without a word
         except OSError as error:
+            if error.filename is None:
+                _drop_output()
             raise _Fail(f"{error.filename or 'output'}: {error.strerror or error}", 1) from error
 
     return run
+
+
+def _drop_output() -> None:
+    """What could not be written is not to be tried again when Python ends: that would be a status of its own."""
+    with suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -190,9 +199,9 @@ def env_test(resource: str, options: tuple[str, ...], samples: int, seed: int) -
 
 @main.command()
 @click.option("--path", type=click.Choice(["endpoint", "serve"]), default=None, help="Only one of the two.")
-@click.option("--episodes", default=1000, show_default=True)
-@click.option("--in-flight", default=64, show_default=True)
-@click.option("--turns", default=5, show_default=True)
+@click.option("--episodes", type=click.IntRange(min=1), default=1000, show_default=True)
+@click.option("--in-flight", type=click.IntRange(min=1), default=64, show_default=True)
+@click.option("--turns", type=click.IntRange(min=1), default=5, show_default=True)
 @_plainly
 def bench(path: str | None, episodes: int, in_flight: int, turns: int) -> None:
     """Measures what the engine itself costs a turn, with a scripted model."""

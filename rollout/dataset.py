@@ -67,7 +67,8 @@ class Committer:
     def __init__(self, folder: str, run_id: str) -> None:
         """Opens the table at `folder`, creating it when there is none.
 
-        Raises UserError when the folder can hold none: Delta reads %20 and the like in a path as one character.
+        Raises UserError when the folder can hold none (Delta reads %20 and the like in a path as one character),
+        RolloutError when the disk is full.
         """
         self.folder = folder
         self._run_id = run_id
@@ -75,7 +76,10 @@ class Committer:
             DeltaTable.create(folder, schema=SCHEMA, mode="ignore", name="episodes")
             self._table = DeltaTable(folder)
         except (DeltaError, OSError) as error:
-            raise UserError(f"run.dir: {folder}: cannot hold the dataset: {_one_line(error)}") from error
+            line = f"{folder}: cannot hold the dataset: {_one_line(error)}"
+            if "No space left" in line:  # which no other run.dir would mend; delta-rs gives no errno
+                raise RolloutError(line) from error
+            raise UserError(f"run.dir: {line}") from error
         self._last = self._table.transaction_version(run_id) or 0
 
     @property

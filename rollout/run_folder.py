@@ -22,7 +22,7 @@ from uuid import uuid4
 import yaml
 
 from rollout.config import JobConfig
-from rollout.errors import UserError, describe
+from rollout.errors import RolloutError, UserError, describe
 
 _FREE_SECTIONS = ("scheduler", "dataset")
 _FREE_KEYS = (
@@ -168,14 +168,17 @@ def _resume(run: Run, config: JobConfig, digests: dict[str, str], force: bool) -
 
 def _write(run: Run, folder: Path) -> None:
     """Whole or not at all: a run.yaml that is there can be read."""
-    folder.mkdir(parents=True, exist_ok=True)
     text = yaml.safe_dump({name: getattr(run, name) for name in _FIELDS}, sort_keys=False, allow_unicode=True)
     draft = folder / _DRAFT
-    with draft.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())  # or a crash could leave the new name with nothing behind it
-    draft.replace(folder / "run.yaml")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with draft.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())  # or a crash could leave the new name with nothing behind it
+        draft.replace(folder / "run.yaml")
+    except OSError as error:
+        raise RolloutError(f"{draft}: cannot write: {error.strerror}") from error
 
 
 def _identity(config: dict[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import random
+import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -103,7 +104,11 @@ class ScriptedEndpoint:
     async def __aenter__(self) -> Self:
         self._runner = web.ServerRunner(web.Server(self._serve, access_log=None), shutdown_timeout=0.1)
         await self._runner.setup()
-        await web.TCPSite(self._runner, HOST, self._port, backlog=4096, reuse_address=True).start()
+        try:
+            await web.TCPSite(self._runner, HOST, self._port, backlog=4096, reuse_address=True).start()
+        except (OSError, OverflowError) as error:
+            await self._runner.cleanup()
+            raise UserError(f"--port: {self._port}: {getattr(error, 'strerror', error)}") from error
         self._port = self._runner.addresses[0][1]
         return self
 
@@ -290,9 +295,13 @@ def main() -> None:
     parser.add_argument("--no-token-ids", action="store_true", help="give neither ids nor logprobs")
     given = parser.parse_args()
     behaviour = Behaviour(given.latency, given.spread, token_ids=not given.no_token_ids)
-    template = load_template(resolve_model(given.model))
-    with suppress(KeyboardInterrupt):
-        asyncio.run(serve(ScriptedEndpoint(template, given.lines, behaviour, given.port)))
+    try:
+        template = load_template(resolve_model(given.model))
+        with suppress(KeyboardInterrupt):
+            asyncio.run(serve(ScriptedEndpoint(template, given.lines, behaviour, given.port)))
+    except UserError as error:
+        print(f"scripted_endpoint: {error}", file=sys.stderr)
+        sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from ray_jobs import Head, Jobs, environment, ray_head, short_folder
+
+pytest.register_assert_rewrite("ray_jobs")
+from ray_jobs import Head, Jobs, environment, ray_head, short_folder  # noqa: E402 - rewritten before it is imported
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -251,11 +252,14 @@ def diary(jobs: Jobs) -> tuple[Path, list[str]]:
     return path, [f"resource.name={DIARY}", f"resource.options.path={path}"]
 
 
-def assert_closed(diary: Path) -> None:
-    """Every session that was opened was closed, once."""
+def assert_closed(diary: Path, at_once: int = 10) -> None:
+    """Every session that was opened was closed, once, and no more than `at_once` were open together: they are closed
+    with their episodes, not in the end by the host."""
     opened, closed = sessions(diary)
     assert opened == closed
     assert set(opened.values()) == {1}
+    steps = [1 if line.startswith("open") else -1 for line in diary.read_text().splitlines()]
+    assert max(accumulate(steps)) <= at_once
 
 
 def sessions(diary: Path) -> tuple[Counter[str], Counter[str]]:

@@ -91,7 +91,7 @@ def test_a_killed_actor_costs_a_retry_at_most(jobs: Jobs, head: Head, title: str
     if title == "ray::ResourceHost":
         assert 1 <= sum((opened - closed).values()) <= 10, "those that died with the host"
     else:
-        assert_closed(path)
+        assert_closed(path, at_once=20)  # those of a killed runner stay open until the job ends
 
 
 def test_a_runner_that_wakes_after_it_was_given_up_adds_no_row(jobs: Jobs, head: Head) -> None:
@@ -109,4 +109,4 @@ def test_a_runner_that_wakes_after_it_was_given_up_adds_no_row(jobs: Jobs, head:
     ended = rows(run.folder)
     assert {(row["status"], row["reward"]) for row in ended} == {("completed", 1.0)}
     assert 1 <= sum(row["attempt"] > 1 for row in ended) <= 10
-    assert_closed(path)
+    assert_closed(path, at_once=20)
