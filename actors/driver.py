@@ -213,6 +213,4 @@ async def _answer(reference: Any) -> Any:
     try:
         return await reference
     except RayTaskError as error:
-        if isinstance(error.cause, RolloutError):
-            raise error.cause from None
-        raise
+        raise error.cause from error

@@ -50,8 +50,13 @@ class VllmEngine:
 
     def __init__(self, config: VllmConfig, model: str, seed: int | None = None) -> None:
         os.environ.update({key: value for key, value in environment(config).items() if key not in os.environ})
-        from vllm import AsyncEngineArgs
-        from vllm.v1.engine.async_llm import AsyncLLM
+        try:
+            from vllm import AsyncEngineArgs
+            from vllm.v1.engine.async_llm import AsyncLLM
+        except (ImportError, OSError, RuntimeError) as error:
+            # PyPI's torchvision, torchaudio and torchcodec are built for the CUDA torch and fail beside another one.
+            hint = "beside a CPU torch: pip uninstall torchvision torchaudio torchcodec"
+            raise UserError(f"model: vllm cannot be imported: {describe(error)}; {hint}") from error
 
         drawn = random.SystemRandom().randrange(2**31) if seed is None else seed
         try:

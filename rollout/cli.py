@@ -94,7 +94,8 @@ def run(conf: str, overrides: tuple[str, ...], address: str | None, resume: bool
     click.echo(summary(Path(config.run.dir)))
     me, where = _typed_as(), shlex.quote(config.run.dir)
     if not complete:
-        again = shlex.join(["run", conf, *overrides, "--resume"])
+        there = ["--address", address] if address else []
+        again = shlex.join(["run", conf, *overrides, *there, "--resume"])
         click.echo(f"rollout: stopped with work left; go on with: {me} {again}", err=True)
         sys.exit(STOPPED)
     click.echo(f"Next:\n  {me} show {where}\n  {me} stats {where}")
