@@ -33,8 +33,9 @@ def submit_job(config: JobConfig, address: str, resume: bool, follow: bool) -> i
     """Submits a job and follows its log; the job's own exit status, 0 when it is not followed.
 
     Task file and resource file travel with it; the run's folder is made absolute and must be reachable from the
-    cluster. Secrets do not travel: the variables that `*_env` keys name must be set there. Raises UserError when no
-    cluster answers at `address`, RolloutError when it stops answering.
+    cluster, whose head must have a `python` with this package on its PATH. Secrets do not travel: the variables that
+    `*_env` keys name must be set there. Raises UserError when no cluster answers at `address`, RolloutError when it
+    stops answering.
     """
     with _reached(address), tempfile.TemporaryDirectory() as folder:
         client = JobSubmissionClient(address)
