@@ -110,7 +110,7 @@ class Scheduler:
         """An attempt that failed outside the policy; the sample will be tried again."""
         lease = self._runners[name].running.pop(episode_id)
         assert not lease.final, "the last attempt becomes a row, it is not given back"
-        self._again.append(self._following(lease))
+        self._again.append(self._following(lease, name))
 
     def holds(self, name: str, episode_ids: Iterable[str]) -> bool:
         """True when the runner may turn these samples into rows: none was taken from it."""
@@ -130,7 +130,7 @@ class Scheduler:
             if lease.final:
                 orphans.append(Orphan(lease, Failure(FailureKind.LOST, name, why)))
             else:
-                self._again.append(self._following(lease))
+                self._again.append(self._following(lease, name))
         return orphans
 
     def stop(self) -> None:
@@ -146,6 +146,6 @@ class Scheduler:
         self._exhausted = lease is None
         return lease
 
-    def _following(self, lease: Lease) -> Lease:
+    def _following(self, lease: Lease, played_by: str) -> Lease:
         attempt = lease.attempt + 1
-        return replace(lease, attempt=attempt, final=attempt >= self.max_attempts)
+        return replace(lease, attempt=attempt, final=attempt >= self.max_attempts, played_by=played_by)

@@ -197,6 +197,8 @@ class Lease:
     final: bool
     """No further attempt follows: whatever happens becomes the row."""
     seed: int
+    played_by: str | None = None
+    """The runner that had the attempt before this one."""
 
     @property
     def episode_id(self) -> str:
