@@ -1,9 +1,9 @@
-"""`rollout bench`: what the engine itself costs a turn.
+"""`rollout bench`: what the engine itself costs, and what it holds.
 
-A scripted model answers at once, so all that is left is ours: episodes, tokens, tool calls, rows. CPU time of every
-process is read before the first lease and after the last commit. Two ways to the model: an OpenAI-compatible
-endpoint on loopback, and replicas on Ray Serve. The model's own processes are left out, Ray's and Serve's own are
-shown apart.
+A scripted model answers after a fixed latency, so all that is left is ours: episodes, tokens, tool calls, rows. CPU
+time of every process is read before the first lease and after the last commit; memory is looked at while it runs.
+Two ways to the model: an OpenAI-compatible endpoint on loopback, and replicas on Ray Serve. The model's own processes
+are left out, Ray's and Serve's own are shown apart.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,6 @@ from rollout.dataset import Committer
 from rollout.live import Live
 from rollout.progress import Done
 from rollout.scheduling import Scheduler, samples
-from rollout.tally import Tally
 from rollout.tasks import read_tasks
 
 ADD = '<tool_call>\n{"name": "add", "arguments": {"amount": 1}}\n</tool_call>'
@@ -57,36 +57,66 @@ GROUPS = (
 )
 OURS = ("driver", "runners", "hosts", "verifiers")
 APART = {"Serve's controller and proxies": "serve", "Ray's own processes": "ray", "the model's processes": "model"}
+WARM_UP = 64
+"""Episodes played before anything is measured: imports, compiled code paths, Serve's routes. Connections and sessions
+of the measured episodes are not warmed up."""
+LOOK_SECONDS = 5.0
+"""How often memory is looked at; a look reads a few files of each process."""
+MIB = 2**20
 
 
-def bench(paths: tuple[str, ...], episodes: int, in_flight: int, turns: int) -> None:
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What the benchmark asks of the engine."""
+
+    episodes: int
+    in_flight: int
+    turns: int
+    latency: float
+    """Seconds a completion takes."""
+    runners: int
+    hosts: int
+
+    @property
+    def ideal(self) -> float:
+        """Seconds it takes when nothing but the model takes time."""
+        return self.turns * self.latency * -(-self.episodes // self.in_flight)
+
+
+def bench(paths: tuple[str, ...], asked: Asked) -> None:
     """Runs the benchmark over each path, one after the other, and prints one table."""
-    lines = [ADD] * (turns - 1) + [SUBMIT]
-    measured: dict[str, dict[str, str]] = {}
+    lines = [ADD] * (asked.turns - 1) + [SUBMIT]
+    measured: dict[str, Measured] = {}
     for path in paths:
-        with tempfile.TemporaryDirectory() as folder, _model(path, lines) as model:
-            config = _config(folder, model, episodes, in_flight, turns)
+        with tempfile.TemporaryDirectory() as folder, _model(path, lines, asked) as model:
+            config = _config(folder, model, asked)
             connect("local")
             try:
-                measured[path] = asyncio.run(_measure(config))
+                measured[path] = asyncio.run(_measure(config, asked))
             finally:
                 disconnect()
-    table = Table("CPU ms a turn", *(f"through {path}" for path in paths))
-    for name in next(iter(measured.values())):
-        table.add_row(name, *(measured[path][name] for path in paths))
     console = Console()
+    table = Table("CPU ms a turn", *(f"through {path}" for path in paths))
+    for name in next(iter(measured.values())).figures:
+        table.add_row(name, *(measured[path].figures[name] for path in paths))
     console.print(table)
-    console.print(f"{episodes} episodes, {in_flight} at once, {turns} turns, one tool call a turn; rows committed.")
+    for path in paths:
+        console.print(f"driver, through {path}: {measured[path].curve}", soft_wrap=True)
+    console.print(
+        f"{asked.episodes:,} episodes, {asked.in_flight:,} at once, {asked.turns} turns of {asked.latency:g} s, "
+        f"one tool call a turn; rows committed. Runners: {asked.runners}, hosts: {asked.hosts}.",
+        soft_wrap=True,
+    )
     console.print(f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}")
 
 
 @contextmanager
-def _model(path: str, lines: list[str]) -> Iterator[dict[str, Any]]:
+def _model(path: str, lines: list[str], asked: Asked) -> Iterator[dict[str, Any]]:
     """The model section of the job, and the endpoint process where one is needed."""
     if path == "serve":
-        yield {"engine": "scripted", "turns": lines, "max_in_flight": 4096}
+        yield {"engine": "scripted", "turns": lines, "max_in_flight": asked.in_flight, "latency_seconds": asked.latency}
         return
-    command = [sys.executable, "-m", "rollout.scripted_endpoint", "--port", "0", "--lines", *lines]
+    command = [sys.executable, "-m", "rollout.scripted_endpoint", f"--latency={asked.latency}", "--lines", *lines]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
         try:
@@ -96,76 +126,138 @@ def _model(path: str, lines: list[str]) -> Iterator[dict[str, Any]]:
             server.terminate()
 
 
-def _config(folder: str, model: dict[str, Any], episodes: int, in_flight: int, turns: int) -> JobConfig:
+def _config(folder: str, model: dict[str, Any], asked: Asked) -> JobConfig:
+    options = {"count": WARM_UP + asked.episodes, "target": asked.turns - 1}
     tree = {
-        "run": {"dir": folder, "limits": {"max_turns": turns}},
+        "run": {"dir": folder, "limits": {"max_turns": asked.turns}},
         "model": model,
-        "resource": {"name": "counter", "options": {"count": episodes, "target": turns - 1}},
-        "scheduler": {"in_flight": in_flight},
+        "resource": {"name": "counter", "options": options, "hosts": asked.hosts},
+        "scheduler": {"in_flight": asked.in_flight, "runners": asked.runners},
     }
     return validate(tree, "bench")
 
 
-async def _measure(config: JobConfig) -> dict[str, str]:
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What was seen on one path."""
+
+    figures: dict[str, str]
+    curve: str
+    """The driver's memory while episodes end."""
+
+
+async def _measure(config: JobConfig, asked: Asked) -> Measured:
     table = str(Path(config.run.dir) / "episodes")
-    async with started(config, "bench", table) as cluster, _runner(cluster) as runner:
-        await _play(config, runner, Committer(table, "warm-up"), "warm-up", 2 * config.scheduler.in_flight)
+    idle = _memory()
+    async with started(config, "bench", table) as cluster, _runners(cluster, asked.runners) as runners:
+        await _player(config, runners, table, "warm-up", WARM_UP).run(asked.runners)
+        driver = _player(config, runners, table, "bench", asked.episodes)
+        looks = Looks(driver)
+        looking = asyncio.create_task(looks.go_on())
         before, began = _cpu(), time.monotonic()
-        tally = await _play(config, runner, Committer(table, "bench"), "bench", None)
+        await driver.run(asked.runners)
         seconds, after = time.monotonic() - began, _cpu()
+        looking.cancel()
+    tally = driver.tally
     each = {group: 1000 * (after[group] - before[group]) / tally.turns for group in after}
     ours = sum(each.get(group, 0.0) for group in OURS)
     figures = {**{f"  {group}": each.get(group, 0.0) for group in OURS}, "ours": ours}
     figures |= {name: each.get(group, 0.0) for name, group in APART.items()}
     shown = {name: f"{figure:.2f}" for name, figure in figures.items()}
     rows = DeltaTable(table).to_pyarrow_dataset().count_rows(filter=pc.field("run_id") == "bench")
-    return shown | {"turns/s (wall)": f"{tally.turns / seconds:,.0f}", "rows on disk": f"{rows:,}"}
+    shown |= {"turns/s (wall)": f"{tally.turns / seconds:,.0f}", "rows on disk": f"{rows:,}"}
+    if asked.latency:
+        shown |= {"makespan": f"{seconds:.1f} s", "to the ideal": f"{seconds / asked.ideal:.2f} of {asked.ideal:g} s"}
+    shown |= looks.figures(sum(idle.values()) - idle["driver"])
+    return Measured(shown, looks.curve())
 
 
 @asynccontextmanager
-async def _runner(cluster: Cluster) -> AsyncIterator[Any]:
-    runner = cluster.new_runner("bench")
-    await runner.start.remote()
+async def _runners(cluster: Cluster, count: int) -> AsyncIterator[list[Any]]:
+    runners = [cluster.new_runner(f"bench-{number}") for number in range(count)]
+    await asyncio.gather(*(runner.start.remote() for runner in runners))
     try:
-        yield runner
+        yield runners
     finally:
-        cluster.end_runner(runner)
+        for runner in runners:
+            cluster.end_runner(runner)
 
 
-async def _play(config: JobConfig, runner: Any, committer: Committer, run_id: str, count: int | None) -> Tally:
+def _player(config: JobConfig, runners: list[Any], table: str, run_id: str, count: int) -> Driver:
+    """A driver of `count` episodes over runners that outlive it."""
     resource = load_resource(config.resource.name, config.resource.options)
     tasks = read_tasks(config.tasks.model_copy(update={"count": count}), resource, 0)
-    scheduler = Scheduler(samples(tasks, run_id, 1, 0, Done(), 1), config.scheduler.in_flight, 1)
-    with Live(every=3600.0) as live:
-        driver = Driver(
-            scheduler=scheduler,
-            committer=committer,
-            new_runner=lambda name: runner,
-            end_runner=lambda runner: None,
-            live=live,
-            names=Names("counter", "agent", "scripted"),
-            total=None,
-            start_seconds=60.0,
-        )
-        await driver.run(1)
-    return driver.tally
+    free = list(runners)
+    return Driver(
+        scheduler=Scheduler(samples(tasks, run_id, 1, 0, Done(), 1), config.scheduler.in_flight, 1),
+        committer=Committer(table, run_id),
+        new_runner=lambda name: free.pop(),
+        end_runner=lambda runner: None,
+        live=Live(every=3600.0),
+        names=Names("counter", "agent", "scripted"),
+        total=None,
+        start_seconds=60.0,
+    )
+
+
+@dataclass(slots=True)
+class Looks:
+    """Memory, looked at while a driver works."""
+
+    driver: Driver
+    _peak: dict[str, float] = field(default_factory=dict[str, float])
+    _driver: list[tuple[int, float]] = field(default_factory=list[tuple[int, float]])
+    """Episodes that have ended, and MiB of the driver then."""
+
+    async def go_on(self) -> None:
+        """Looks again and again until it is cancelled."""
+        while True:
+            memory = await asyncio.to_thread(_memory)
+            self._driver.append((self.driver.tally.episodes, memory["driver"]))
+            if sum(memory.values()) > sum(self._peak.values()):
+                self._peak = memory
+            await asyncio.sleep(LOOK_SECONDS)
+
+    def figures(self, idle: float) -> dict[str, str]:
+        """The most that was in use at once, above Ray alone; this process counts as ours."""
+        peak = self._peak
+        shown = {f"  MiB {group}": f"{peak.get(group, 0.0):,.0f}" for group in (*OURS, "model", "serve", "ray")}
+        return {"MiB above idle Ray": f"{sum(peak.values()) - idle:,.0f}", **shown}
+
+    def curve(self) -> str:
+        """A dozen points of the driver's memory against episodes that have ended."""
+        step = -(-len(self._driver) // 12)
+        return "  ".join(f"{mib:,.0f} MiB at {episodes:,}" for episodes, mib in self._driver[::step])
 
 
 def _cpu() -> dict[str, float]:
     """CPU seconds by group, over this process and all that descend from it."""
-    me = psutil.Process()
     spent: dict[str, float] = defaultdict(float)
-    for process in (me, *me.children(recursive=True)):
+    for process, group in _processes():
         with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
             times = process.cpu_times()
-            spent[_group(process, me)] += times.user + times.system
+            spent[group] += times.user + times.system
     return spent
 
 
-def _group(process: psutil.Process, me: psutil.Process) -> str:
-    if process == me:
-        return "driver"
-    line = " ".join(process.cmdline())
+def _memory() -> dict[str, float]:
+    """MiB by group. What processes share counts in parts, so that the sum is what they take of the machine."""
+    held: dict[str, float] = defaultdict(float)
+    for process, group in _processes():
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+            held[group] += process.memory_full_info().pss / MIB
+    return held
+
+
+def _processes() -> Iterator[tuple[psutil.Process, str]]:
+    me = psutil.Process()
+    yield me, "driver"
+    for process in me.children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+            yield process, _group(" ".join(process.cmdline()))
+
+
+def _group(line: str) -> str:
     for mark, group in GROUPS:
         if mark in line:
             return group

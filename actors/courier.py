@@ -27,8 +27,11 @@ from uuid import uuid4
 
 from rollout.errors import ResourceDown, RolloutError, Unavailable, describe
 
-LINGER_SECONDS = 0.002
-"""How long an outbox or a finished result waits for company."""
+LEAST_LINGER, MOST_LINGER = 0.002, 0.02
+"""Seconds an outbox or a finished result waits for company, at least and at most."""
+LINGER_EACH = 2e-5
+"""Seconds of that for each letter under way: who has a thousand out does not feel 20 ms, and the fuller the trips
+the fewer there are."""
 HOLD_SECONDS = 5.0
 """How long a trip with nothing to bring back is held."""
 SILENT_SECONDS = 30.0
@@ -36,6 +39,11 @@ SILENT_SECONDS = 30.0
 
 Exchange = Callable[[str, bytes, float], Awaitable[bytes]]
 """(client, letters, hold seconds) -> answer: `Mailbox.exchange` behind some transport."""
+
+
+def linger(letters: int) -> float:
+    """Seconds to wait for company with so many letters under way."""
+    return min(MOST_LINGER, max(LEAST_LINGER, LINGER_EACH * letters))
 
 
 class Lost(Unavailable):
@@ -99,7 +107,7 @@ class Mailbox:
             except TimeoutError:
                 return
         if client.finished and client.running:
-            await asyncio.sleep(LINGER_SECONDS)
+            await asyncio.sleep(linger(len(client.running)))
 
     async def _answer(self, client: _Client, number: int, payload: bytes) -> None:
         try:
@@ -169,6 +177,8 @@ class Courier:
         """Trips that are not back yet."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._lingering = False
+        self._epoch: str | None = None
+        """Of the mailbox that answered last."""
 
     async def ask(self, payload: Any, undo: Callable[[Any], Any] | None = None) -> Any:
         """The handler's answer to `payload`.
@@ -216,7 +226,7 @@ class Courier:
         task.add_done_callback(self._tasks.discard)
 
     async def _linger(self) -> None:
-        await asyncio.sleep(LINGER_SECONDS)
+        await asyncio.sleep(linger(len(self._letters)))
         self._lingering = False
         self._outbox = [entry for entry in self._outbox if entry[0] in self._letters]
         if self._outbox or self._cancelled or (self._holding and not self._out):  # else all was withdrawn
@@ -249,9 +259,11 @@ class Courier:
                 letter.holder = epoch
         for number, ok, answer in finished:
             self._settle(number, ok, answer)
-        replaced = [number for number, letter in self._letters.items() if letter.holder not in (None, epoch)]
-        for number in replaced:
-            self._lose(number, "it was replaced")
+        if epoch != self._epoch:
+            self._epoch = epoch
+            replaced = [number for number, letter in self._letters.items() if letter.holder not in (None, epoch)]
+            for number in replaced:
+                self._lose(number, "it was replaced")
         if self._holding and not self._lingering and max(self._out, default=-1) < trip:  # no younger trip is held
             self._start(self._travel())
 

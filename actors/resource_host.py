@@ -11,6 +11,7 @@ from actors.courier import Courier, Mailbox
 from resources.catalog import load_resource
 from rollout import offload
 from rollout.errors import Unavailable
+from rollout.process import collect_rarely
 from rollout.protocols import Seeded
 from rollout.sessions import SessionTable
 from rollout.trajectory import Message, Score, Task, ToolCall, ToolResult, ToolSpec, Transcript
@@ -48,6 +49,7 @@ class ResourceHost:
         """Transport of what sessions need; see `actors.courier`."""
         if self._sweeper is None:  # here, because a host that was restarted is asked nothing else
             self._sweeper = asyncio.create_task(self._sweep())
+            collect_rarely()
         return await self._mailbox.exchange(client, letters, hold)
 
     async def stop(self, seconds: float) -> None:

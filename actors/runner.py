@@ -15,6 +15,7 @@ from actors.setting import Job, build_setting, close_setting
 from rollout.dataset import RowFile, write_file
 from rollout.episode import Setting, run_episode
 from rollout.errors import RolloutError, describe
+from rollout.process import collect_rarely, open_many_files
 from rollout.rows import to_table
 from rollout.tally import Tally
 from rollout.trajectory import Failure, FailureKind, Lease, StopReason, Trajectory
@@ -67,7 +68,9 @@ class EpisodeRunner:
     async def start(self) -> None:
         """Connects to model and hosts, once. Raises UserError for what a person got wrong."""
         if self._setting is None:
+            open_many_files()
             self._setting = await build_setting(self._job)
+            collect_rarely()
 
     async def work(self, leases: list[Lease], draining: bool, hold: float) -> Report:
         """Takes leases; reports what ended, after at most `hold` seconds of nothing.

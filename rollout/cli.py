@@ -203,9 +203,13 @@ def env_test(resource: str, options: tuple[str, ...], samples: int, seed: int) -
 @click.option("--episodes", type=click.IntRange(min=1), default=1000, show_default=True)
 @click.option("--in-flight", type=click.IntRange(min=1), default=64, show_default=True)
 @click.option("--turns", type=click.IntRange(min=1), default=5, show_default=True)
+@click.option("--latency", type=click.FloatRange(min=0), default=0.0, help="Seconds a completion takes.")
+@click.option("--runners", type=click.IntRange(min=1), default=1, show_default=True)
+@click.option("--hosts", type=click.IntRange(min=1), default=1, show_default=True)
 @_plainly
-def bench(path: str | None, episodes: int, in_flight: int, turns: int) -> None:
-    """Measures what the engine itself costs a turn, with a scripted model."""
+def bench(path: str | None, **asked: Any) -> None:
+    """Measures what the engine itself costs a turn and holds in memory, with a scripted model."""
+    from actors.bench import Asked
     from actors.bench import bench as run_bench
 
-    run_bench((path,) if path else ("endpoint", "serve"), episodes, in_flight, turns)
+    run_bench((path,) if path else ("endpoint", "serve"), Asked(**asked))

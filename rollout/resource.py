@@ -93,7 +93,7 @@ class Resource:
     text_tool: ClassVar[str | None] = None
     """The tool that gets the policy's plain text as its only argument when it calls no tool. None: plain text ends
     the episode."""
-    max_sessions: ClassVar[int] = 4096
+    max_sessions: ClassVar[int] = 65_536
     """Sessions one host may hold."""
     num_tasks: int | None = None
     """How many tasks `tasks` yields, where that is known beforehand."""

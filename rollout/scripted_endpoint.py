@@ -17,12 +17,14 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Self, cast
 
 import msgspec
 from aiohttp import web
 
 from rollout.errors import UserError
+from rollout.process import collect_rarely, open_many_files
 from rollout.scripted import encode_lines
 from rollout.segments import as_message, hermes
 from rollout.template import ChatTemplate, load_template, resolve_model
@@ -97,6 +99,8 @@ class ScriptedEndpoint:
         self._header = _header(template)
         self._answers: dict[tuple[int, int, bool, bool, bool], bytes] = {}
         self._asked = msgspec.json.Decoder(_Asked)
+        # Scripted episodes say the same things: rendering each anew would cost more than all the rest of an answer.
+        self._rendered = lru_cache(maxsize=1024)(self._render)
         self._random = random.Random(self.behaviour.seed)
         self._port = port
         self._runner: web.ServerRunner | None = None
@@ -177,7 +181,7 @@ class ScriptedEndpoint:
         if (answer := self._answers.get(key)) is None:
             choice = self._choice(turn, line[:said], said < len(line), chat, wants_ids, wants_logprobs)
             answer = self._answers[key] = _opened(choice, "chat.completion" if chat else "text_completion")
-        # Unrendered prompts are counted roughly: rendering costs more than all the rest of an answer.
+        # Unrendered prompts are counted roughly.
         count = len(prompt) or len(raw) // 4
         usage = b'"usage":{"prompt_tokens":%d,"completion_tokens":%d,"total_tokens":%d}}' % (count, said, count + said)
         if wants_ids:
@@ -196,8 +200,10 @@ class ScriptedEndpoint:
             return cast(list[int], prompt[0] if isinstance(prompt[0], list) else prompt)
         if asked.messages is None:
             raise _Refusal(400, "messages: missing")
-        if not render:
-            return []
+        return self._rendered(raw) if render else []
+
+    def _render(self, raw: bytes) -> list[int]:
+        """A chat request's prompt."""
         conversation: dict[str, Any] = msgspec.json.decode(raw)
         messages = [self._past(message) for message in conversation["messages"]]
         functions = [tool["function"] for tool in conversation.get("tools") or ()]
@@ -280,6 +286,8 @@ def _count(ids: list[int], part: list[int]) -> int:
 async def serve(endpoint: ScriptedEndpoint) -> None:
     """Runs the endpoint until it is cancelled; its URL goes to stdout once it answers."""
     async with endpoint:
+        open_many_files()
+        collect_rarely()
         print(endpoint.url, flush=True)
         await asyncio.Event().wait()
 

@@ -168,7 +168,8 @@ class OpenAIConfig(ModelConfig):
     tokenizer: PathText | None = None
     """Folder or hub name of the model's tokenizer: prompts are then sent as token ids to /completions (vLLM)."""
     max_model_len: PositiveInt | None = None
-    connections: PositiveInt = 4096
+    connections: PositiveInt | None = None
+    """A runner's connections to the server at most; as many as it has turns in flight when not given."""
     retries: Annotated[int, Field(ge=0)] = 4
     """Further tries after a refused connection, 408, 409, 429 or 5xx, within the turn's deadline."""
     extra_body: dict[str, Any] = Field(default_factory=dict[str, Any])

@@ -243,7 +243,7 @@ async def test_nobody_there() -> None:
     async with ScriptedEndpoint(TEMPLATE, LINES) as endpoint:
         address = endpoint.url
     policy = OpenAIPolicy(OpenAIConfig(engine="openai", base_url=address, name="m", retries=0))
-    with pytest.raises(Unavailable, match=r"127\.0\.0\.1:\d+: Connect"):
+    with pytest.raises(Unavailable, match=r"127\.0\.0\.1:\d+: ClientConnectorError: Cannot connect"):
         await policy.complete(asked())
     await policy.aclose()
 
