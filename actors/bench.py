@@ -133,7 +133,8 @@ async def _runner(cluster: Cluster) -> AsyncIterator[Any]:
 
 
 async def _play(config: JobConfig, runner: Any, committer: Committer, run_id: str, count: int | None) -> Tally:
-    resource = load_resource(config.resource.name, config.resource.options)
+    counter = config.environments[""]
+    resource = load_resource(counter.name, counter.options)
     tasks = read_tasks(config.tasks.model_copy(update={"count": count}), resource, 0)
     scheduler = Scheduler(samples(tasks, run_id, 1, 0, Done(), 1), config.scheduler.in_flight, 1)
     with Live(every=3600.0) as live:
@@ -143,7 +144,7 @@ async def _play(config: JobConfig, runner: Any, committer: Committer, run_id: st
             new_runner=lambda name: runner,
             end_runner=lambda runner: None,
             live=live,
-            names=Names("counter", "agent", "scripted"),
+            names=Names.of(config),
             total=None,
             start_seconds=60.0,
         )

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import random
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-from actors.courier import Courier, Mailbox
+from actors.courier import Courier, Lost, Mailbox
 from resources.catalog import load_resource
 from rollout import offload
 from rollout.errors import Unavailable
@@ -17,6 +19,8 @@ from rollout.trajectory import Message, Score, Task, ToolCall, ToolResult, ToolS
 
 SWEEP_SECONDS = 5.0
 """How often a host looks for sessions whose time is up."""
+AVOID_SECONDS = 2.0
+"""How long a host that died with a session being opened is the last one to be asked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +36,11 @@ class Offer:
 class ResourceHost:
     """Thousands of sessions of one resource on one event loop. Plain asyncio: `cluster` makes it an actor."""
 
-    def __init__(self, reference: str, options: Mapping[str, Any], verifier_processes: int) -> None:
+    def __init__(
+        self, reference: str, options: Mapping[str, Any], verifier_processes: int, max_sessions: int | None = None
+    ) -> None:
         offload.configure(verifier_processes)
-        self._table = SessionTable(load_resource(reference, options))
+        self._table = SessionTable(load_resource(reference, options), max_sessions=max_sessions)
         self._mailbox = Mailbox(self._handle)
         self._sweeper: asyncio.Task[None] | None = None
         self._ending = False
@@ -89,37 +95,72 @@ class ResourceHost:
             await self._table.sweep()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
+class _Host:
+    """A host as one runner sees it."""
+
+    courier: Courier
+    held: int = 0
+    """Our sessions there: open, being opened or being closed."""
+    avoided_until: float = 0.0
+
+
+@dataclass(slots=True)
 class HostedSession:
     """A session at a host."""
 
-    courier: Courier
+    host: _Host
     session_id: str
+    _closed: bool = False
 
     async def call(self, call: ToolCall, seconds: float) -> ToolResult:
-        return cast(ToolResult, await self.courier.ask(("call", (self.session_id, call, seconds))))
+        return cast(ToolResult, await self.host.courier.ask(("call", (self.session_id, call, seconds))))
 
     async def verify(self, transcript: Transcript, seconds: float) -> Score:
-        return cast(Score, await self.courier.ask(("verify", (self.session_id, transcript, seconds))))
+        return cast(Score, await self.host.courier.ask(("verify", (self.session_id, transcript, seconds))))
 
     async def close(self) -> None:
-        await self.courier.ask(("close", (self.session_id,)))
+        try:
+            await self.host.courier.ask(("close", (self.session_id,)))
+        finally:
+            self.host.held -= not self._closed
+            self._closed = True
 
 
 class HostedSessions:
-    """Sessions spread evenly over hosts."""
+    """Sessions of one resource over its hosts: each goes where the fewest of ours are, so that a host that is slow or
+    has just come back gets no more than it gets done."""
 
     def __init__(self, couriers: Sequence[Courier], offer: Offer) -> None:
-        self._couriers = couriers
+        self._hosts = [_Host(courier) for courier in couriers]
         self._offer = offer
-        self._next = 0
 
     async def seed_session(self, task: Task, seed: int, seconds: float) -> Seeded:
-        courier = self._couriers[self._next % len(self._couriers)]
-        self._next += 1  # also when it fails: whoever asks again asks another host
-        # A seeding that nobody waits for any more is undone over there.
-        answer = await courier.ask(("seed", (task, seed, seconds)), undo=lambda seeded: ("close", (seeded[0],)))
-        session_id, messages = cast(tuple[str, tuple[Message, ...]], answer)
+        refusal: Unavailable | None = None
+        for host in self._by_load():
+            try:
+                return await self._seed_at(host, task, seed, seconds)
+            except Lost:  # the next one is asked after a pause: a task that takes its host down is not to take all
+                host.avoided_until = time.monotonic() + AVOID_SECONDS
+                raise
+            except Unavailable as error:  # full, which costs nothing: another one may have room
+                refusal = error
+        raise refusal or Unavailable("there is no host")
+
+    def _by_load(self) -> list[_Host]:
+        """Hosts in the order in which they are to be asked; those alike in any, for all runners do this."""
+        now = time.monotonic()
+        return sorted(self._hosts, key=lambda host: (host.avoided_until > now, host.held, random.random()))
+
+    async def _seed_at(self, host: _Host, task: Task, seed: int, seconds: float) -> Seeded:
+        host.held += 1
+        try:
+            # A seeding that nobody waits for any more is undone over there.
+            asked = host.courier.ask(("seed", (task, seed, seconds)), undo=lambda seeded: ("close", (seeded[0],)))
+            session_id, messages = cast(tuple[str, tuple[Message, ...]], await asked)
+        except BaseException:
+            host.held -= 1
+            raise
         offer = self._offer
-        session = HostedSession(courier, session_id)
+        session = HostedSession(host, session_id)
         return Seeded(session, messages, offer.tools, offer.text_tool, offer.instructions)

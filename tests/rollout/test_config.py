@@ -63,7 +63,7 @@ def test_overrides_are_yaml_and_are_converted(conf: Path) -> None:
     overrides = ("run.seed=7", "run.limits.turn_seconds=3", "model.turns=[x, y]", "resource.options.count=3")
     config = load(conf, (*overrides, "run.dir=2024", "agent.instructions=a=b", "agent.tools=null", "run.seed=1e1"))
     assert (config.run.seed, config.run.limits.turn_seconds, config.run.dir) == (10, 3.0, "2024")
-    assert (config.model.model_dump()["turns"], config.resource.options) == (("x", "y"), {"count": 3})
+    assert (config.model.model_dump()["turns"], config.environments[""].options) == (("x", "y"), {"count": 3})
     assert (config.agent.instructions, config.agent.tools) == ("a=b", None)
 
 
@@ -89,7 +89,7 @@ def test_values_may_refer_to_others(conf: Path) -> None:
         ("model.replica=2", "model.replica: unknown key; did you mean 'replicas'?"),
         ("model.sampling.temprature=1", "model.sampling.temprature: unknown key; did you mean 'temperature'?"),
         ("modl.x=1", "modl: unknown key; did you mean 'model'?"),
-        ("xyz=1", "xyz: unknown key; known: agent, dataset, model, resource, run, scheduler, tasks"),
+        ("xyz=1", "xyz: unknown key; known: agent, dataset, model, resource, resources, run, scheduler, tasks"),
         ("model.engine=vlm", "model.engine: there is no engine 'vlm'; did you mean 'vllm'?"),
         ("model.replicas=abc", "model.replicas: input should be a valid integer"),
         ("scheduler.in_flight=0", "scheduler.in_flight: input should be greater than 0, found 0"),
