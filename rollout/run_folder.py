@@ -198,6 +198,13 @@ def _identity(config: dict[str, Any]) -> dict[str, Any]:
     return kept
 
 
+def environment_names(folder: Path) -> list[str]:
+    """Names of the environments of the run in a folder, in the order in which they number its tasks; none where it
+    has only one, or where no run.yaml tells."""
+    several = read_run(folder).config.get("resources") if (folder / "run.yaml").is_file() else None
+    return sorted(several or ())
+
+
 def _resources(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """The sections of a job's environments by name; the only one of a job has the empty name."""
     return config.get("resources") or {"": config.get("resource") or {}}
