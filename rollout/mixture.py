@@ -94,7 +94,7 @@ def told_of(name: str) -> Generator[None]:
             raise
         within = f"resources.{name}"
         line = str(error)
-        raise UserError(f"{within}.{line}" if line.startswith("tasks.") else f"{within}: {line}") from error
+        raise UserError(f"{within}.{line}" if line.startswith("tasks.path:") else f"{within}: {line}") from error
 
 
 def _numbered(tasks: Iterable[Task], number: int, name: str) -> Iterator[Task]:
