@@ -46,8 +46,10 @@ class Cluster:
         return self._waiting.pop() if self._waiting else _new_runner(self.job)
 
     def end_runner(self, runner: Any) -> None:
-        """Ends a runner at once."""
+        """Ends a runner at once, and the sessions it has left."""
         ray.kill(runner)
+        for host in (host for hosts in self.job.hosts.values() for host in hosts.handles):
+            host.abandon.remote(runner._actor_id.hex())
 
 
 @asynccontextmanager

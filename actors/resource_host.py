@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 import time
 from collections.abc import Mapping, Sequence
@@ -12,7 +13,7 @@ from typing import Any, cast
 from actors.courier import Courier, Lost, Mailbox
 from resources.catalog import load_resource
 from rollout import offload
-from rollout.errors import Unavailable
+from rollout.errors import Unavailable, describe
 from rollout.protocols import Seeded
 from rollout.sessions import SessionTable
 from rollout.trajectory import Message, Score, Task, ToolCall, ToolResult, ToolSpec, Transcript
@@ -21,6 +22,8 @@ SWEEP_SECONDS = 5.0
 """How often a host looks for sessions whose time is up."""
 AVOID_SECONDS = 2.0
 """How long a host that died with a session being opened is the last one to be asked."""
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +46,9 @@ class ResourceHost:
         self._table = SessionTable(load_resource(reference, options), max_sessions=max_sessions)
         self._mailbox = Mailbox(self._handle)
         self._sweeper: asyncio.Task[None] | None = None
+        self._owners: dict[str, str] = {}
+        """Which runner has opened a session."""
+        self._gone: set[str] = set()
         self._ending = False
 
     async def offer(self) -> Offer:
@@ -63,6 +69,14 @@ class ResourceHost:
             await self._table.close_all()
         await asyncio.to_thread(offload.shutdown)
 
+    async def abandon(self, owner: str) -> None:
+        """Closes the sessions of a runner that is gone: they would take up room until their time to live is over."""
+        self._gone.add(owner)
+        left = [session_id for session_id, opened_by in self._owners.items() if opened_by == owner]
+        for end in await asyncio.gather(*map(self._close, left), return_exceptions=True):
+            if isinstance(end, Exception):
+                log.warning("a session of a runner that is gone did not close: %s", describe(end))
+
     async def counts(self) -> dict[str, int]:
         """Sessions opened, closed, those of them closed by time-to-live, and open now."""
         table = self._table
@@ -78,16 +92,21 @@ class ResourceHost:
             case "verify":
                 return await self._table.verify(*arguments)
             case "close":
-                return await self._table.close(*arguments)
+                return await self._close(*arguments)
             case _:
                 raise AssertionError(f"a host has no verb '{verb}'")
 
-    async def _seed(self, task: Task, seed: int, seconds: float) -> tuple[str, tuple[Message, ...]]:
+    async def _seed(self, owner: str, task: Task, seed: int, seconds: float) -> tuple[str, tuple[Message, ...]]:
         session_id, messages = await self._table.seed(task, seed, seconds)
-        if self._ending:
+        if self._ending or owner in self._gone:
             await self._table.close(session_id)
-            raise Unavailable("the host is ending")
+            raise Unavailable("the host is ending" if self._ending else "the runner is gone")
+        self._owners[session_id] = owner
         return session_id, messages
+
+    async def _close(self, session_id: str) -> None:
+        self._owners.pop(session_id, None)
+        await self._table.close(session_id)
 
     async def _sweep(self) -> None:
         while True:
@@ -129,11 +148,13 @@ class HostedSession:
 
 class HostedSessions:
     """Sessions of one resource over its hosts: each goes where the fewest of ours are, so that a host that is slow or
-    has just come back gets no more than it gets done."""
+    has just come back gets no more than it gets done. `owner` is the name under which hosts can be told that we are
+    gone."""
 
-    def __init__(self, couriers: Sequence[Courier], offer: Offer) -> None:
+    def __init__(self, couriers: Sequence[Courier], offer: Offer, owner: str = "") -> None:
         self._hosts = [_Host(courier) for courier in couriers]
         self._offer = offer
+        self._owner = owner
 
     async def seed_session(self, task: Task, seed: int, seconds: float) -> Seeded:
         refusal: Unavailable | None = None
@@ -156,8 +177,9 @@ class HostedSessions:
         host.held += 1
         try:
             # A seeding that nobody waits for any more is undone over there.
-            asked = host.courier.ask(("seed", (task, seed, seconds)), undo=lambda seeded: ("close", (seeded[0],)))
-            session_id, messages = cast(tuple[str, tuple[Message, ...]], await asked)
+            letter = ("seed", (self._owner, task, seed, seconds))
+            answer = await host.courier.ask(letter, undo=lambda seeded: ("close", (seeded[0],)))
+            session_id, messages = cast(tuple[str, tuple[Message, ...]], answer)
         except BaseException:
             host.held -= 1
             raise

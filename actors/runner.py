@@ -11,6 +11,8 @@ import logging
 import time
 from dataclasses import dataclass, field
 
+import ray
+
 from actors.setting import Job, build_settings, close_settings
 from rollout.dataset import RowFile, write_file
 from rollout.episode import Setting, run_episode
@@ -67,7 +69,7 @@ class EpisodeRunner:
     async def start(self) -> None:
         """Connects to model and hosts, once. Raises UserError for what a person got wrong."""
         if not self._settings:
-            self._settings = await build_settings(self._job)
+            self._settings = await build_settings(self._job, _own_name())
 
     async def work(self, leases: list[Lease], draining: bool, hold: float) -> Report:
         """Takes leases; reports what ended, after at most `hold` seconds of nothing.
@@ -156,6 +158,11 @@ class EpisodeRunner:
     def _tell_fatal(self, line: str) -> None:
         self._report.fatal = line
         self._news.set()
+
+
+def _own_name() -> str:
+    """What hosts know this runner by: the id of its actor, without one (asking would start Ray) nothing."""
+    return (ray.get_runtime_context().get_actor_id() if ray.is_initialized() else None) or ""
 
 
 def _broken(lease: Lease, setting: Setting, error: Exception) -> Trajectory:

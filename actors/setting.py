@@ -62,9 +62,10 @@ class Job:
     """Handle of the model's deployment; None for an endpoint elsewhere."""
 
 
-async def build_settings(job: Job) -> dict[str, Setting]:
+async def build_settings(job: Job, owner: str) -> dict[str, Setting]:
     """Policy, sessions and ledger for the episodes of each environment, by its name; they share the policy.
 
+    `owner` is the name that hosts know the sessions' runner by.
     Raises UserError for a model folder or template that cannot be used.
     """
     config = job.config
@@ -78,7 +79,7 @@ async def build_settings(job: Job) -> dict[str, Setting]:
         name: Setting(
             agent=agent,
             policy=policy,
-            sessions=_sessions(name, hosts),
+            sessions=_sessions(name, hosts, owner),
             limits=limits,
             new_ledger=new_ledger,
             resource=job.names.resources[name],
@@ -89,10 +90,10 @@ async def build_settings(job: Job) -> dict[str, Setting]:
     }
 
 
-def _sessions(name: str, hosts: Hosts) -> HostedSessions:
+def _sessions(name: str, hosts: Hosts, owner: str) -> HostedSessions:
     place = f"{name} host" if name else "host"
     couriers = [Courier(host.exchange.remote, f"{place} {number}") for number, host in enumerate(hosts.handles)]
-    return HostedSessions(couriers, hosts.offer)
+    return HostedSessions(couriers, hosts.offer, owner)
 
 
 async def close_settings(settings: Mapping[str, Setting]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from ray_jobs import DIARY, Jobs, assert_closed, assert_one_each, diary, keys, rows, scripted, sessions
+from ray_jobs import DIARY, Head, Jobs, assert_closed, assert_one_each, diary, keys, rows, scripted, sessions
 
 from rollout.config import CHECKOUT
 from rollout.mixture import LANE_TASKS
@@ -23,8 +23,11 @@ def mixture(folder: Path) -> Path:
     slow = {"path": str(folder / "blocked.txt"), "count": BLOCKED, "gate": str(folder / "gate")}
     quick = {"path": str(folder / "quick.txt"), "count": QUICK, "down": [3]}
     job: dict[str, Any] = {
-        "run": {"dir": "?", "limits": {"tool_seconds": 300}},
-        "resources": {"blocked": {"name": DIARY, "options": slow}, "quick": {"name": DIARY, "options": quick}},
+        "run": {"dir": "?", "limits": {"tool_seconds": 300, "seed_seconds": 5}},
+        "resources": {
+            "blocked": {"name": DIARY, "options": slow, "max_sessions": BLOCKED},
+            "quick": {"name": DIARY, "options": quick},
+        },
         "model": yaml.safe_load((CHECKOUT / "scripted.yaml").read_text())["model"] | {"latency_seconds": 0.05},
         "scheduler": {"in_flight": 10, "max_attempts": 2},
         "dataset": {"commit_rows": 5, "commit_seconds": 0.5},
@@ -33,22 +36,25 @@ def mixture(folder: Path) -> Path:
     return conf
 
 
-def test_a_blocked_environment_holds_up_only_its_own_episodes(jobs: Jobs) -> None:
+def test_a_blocked_environment_holds_up_only_its_own_episodes(jobs: Jobs, head: Head) -> None:
+    """And the sessions of a runner that dies make room for those of the next."""
     run = jobs.start("run", conf=mixture(jobs.folder))
     quick = {(LANE_TASKS + task, 0): 1 for task in range(QUICK)}
     run.until_rows(QUICK)
     assert Counter(keys(run.folder)) == quick, "every episode of the one, and none of the other"
     opened, closed = sessions(jobs.folder / "blocked.txt")
     assert (len(opened), len(closed)) == (BLOCKED, 0), "they are in play"
+    head.workers("ray::EpisodeRunner")[0].kill()
     (jobs.folder / "gate").touch()
     assert run.wait() == 0, run.said()
     assert Counter(keys(run.folder)) == {(task, 0): 1 for task in range(BLOCKED)} | quick
     for row in rows(run.folder):
-        broken = row["task_index"] == LANE_TASKS + 3
-        assert (row["reward"], row["attempt"]) == ((None, 2) if broken else (1.0, 1))
+        index = row["task_index"]
+        assert row["reward"] == (None if index == LANE_TASKS + 3 else 1.0)
+        assert row["attempt"] == (2 if index < LANE_TASKS or index == LANE_TASKS + 3 else 1)
         assert row["resource"] == DIARY
-    for name in ("blocked", "quick"):
-        assert_closed(jobs.folder / f"{name}.txt")
+    assert_closed(jobs.folder / "blocked.txt", at_once=BLOCKED)
+    assert_closed(jobs.folder / "quick.txt")
     said = [line.split()[:2] for line in run.said().splitlines()]
     assert ["blocked", str(BLOCKED)] in said and ["quick", str(QUICK)] in said
 

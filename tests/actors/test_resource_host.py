@@ -43,6 +43,20 @@ async def test_a_host_that_stops_closes_what_is_left_and_takes_nothing_new() -> 
     assert (await host.counts())["open"] == 0
 
 
+async def test_what_a_runner_that_is_gone_has_left_is_closed_and_nothing_else() -> None:
+    host = ResourceHost("counter", {"count": 1}, 1)
+    offer = await host.offer()
+    gone, there = (HostedSessions([Courier(host.exchange, "host")], offer, name) for name in ("a", "b"))
+    for sessions in (gone, gone, there):
+        await sessions.seed_session(TASK, 0, 60)
+    await host.abandon("a")
+    assert await host.counts() == {"opened": 3, "closed": 2, "expired": 0, "open": 1}
+    with pytest.raises(Unavailable, match="the runner is gone"):
+        await gone.seed_session(TASK, 0, 60)
+    await there.seed_session(TASK, 0, 60)
+    assert (await host.counts())["open"] == 2
+
+
 def three(caps: int = 100) -> tuple[list[ResourceHost], list[Courier]]:
     """Hosts and their couriers."""
     hosts = [ResourceHost("counter", {"count": 1}, 1, caps) for _ in range(3)]
