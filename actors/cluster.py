@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -64,7 +63,7 @@ async def started(config: JobConfig, run_id: str, table: str) -> AsyncIterator[C
     runners: list[Any] = []
     seconds = config.scheduler.start_seconds
     try:
-        offering = await _offering(config, handles)
+        offering = await _offering(config, handles, seconds)
         async with _model(config, run_id) as model:
             job = Job(config, names, run_id, table, offering, model)
             runners += [_new_runner(job) for _ in range(config.scheduler.runners)]
@@ -107,14 +106,14 @@ def new_host(resource: ResourceConfig) -> Any:
     return host.remote(resource.name, resource.options, resource.verifier_processes, resource.max_sessions)
 
 
-async def _offering(config: JobConfig, handles: Mapping[str, Sequence[Any]]) -> dict[str, Hosts]:
-    """The hosts of every environment, once they have started. They start together: so they share the time for it."""
-    began, found = time.monotonic(), dict[str, Hosts]()
+async def _offering(config: JobConfig, handles: Mapping[str, Sequence[Any]], seconds: float) -> dict[str, Hosts]:
+    """The hosts of every environment, once they have started, which all of them do at the same time."""
+    found, first = dict[str, Hosts](), 0
     offered = {name: [host.offer.remote() for host in some] for name, some in handles.items()}
     for name, environment in config.environments.items():
-        seconds = began + config.scheduler.start_seconds - time.monotonic()
         offers = await _all_started(offered[name], key_of(name, "hosts"), environment.cpus_per_host, seconds)
-        found[name] = Hosts(tuple(handles[name]), offers[0])
+        found[name] = Hosts(tuple(handles[name]), offers[0], first)
+        first += len(offers)
     return found
 
 

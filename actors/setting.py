@@ -45,6 +45,8 @@ class Hosts:
 
     handles: tuple[Any, ...]
     offer: Offer
+    first: int = 0
+    """Number of the first of them among all hosts of the job."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,35 +67,28 @@ class Job:
 async def build_settings(job: Job, owner: str) -> dict[str, Setting]:
     """Policy, sessions and ledger for the episodes of each environment, by its name; they share the policy.
 
-    `owner` is the name that hosts know the sessions' runner by.
-    Raises UserError for a model folder or template that cannot be used.
+    `owner` is the name that hosts know the runner by. Raises UserError for a model folder or template that cannot be
+    used.
     """
-    config = job.config
     policy, new_ledger = _policy(job)
-    agent, limits, context = (
-        config.agent.value(config.model.sampling.value()),
-        config.run.limits.value(),
-        context_of(config),
+    return {name: _setting(job, name, owner, policy, new_ledger) for name in job.hosts}
+
+
+def _setting(job: Job, name: str, owner: str, policy: Policy, new_ledger: Callable[[], Ledger]) -> Setting:
+    config, hosts = job.config, job.hosts[name]
+    couriers = [
+        Courier(host.exchange.remote, f"host {number}") for number, host in enumerate(hosts.handles, hosts.first)
+    ]
+    return Setting(
+        agent=config.agent.value(config.model.sampling.value()),
+        policy=policy,
+        sessions=HostedSessions(couriers, hosts.offer, owner),
+        limits=config.run.limits.value(),
+        new_ledger=new_ledger,
+        resource=job.names.resources[name],
+        model=job.names.model,
+        context=context_of(config),
     )
-    return {
-        name: Setting(
-            agent=agent,
-            policy=policy,
-            sessions=_sessions(name, hosts, owner),
-            limits=limits,
-            new_ledger=new_ledger,
-            resource=job.names.resources[name],
-            model=job.names.model,
-            context=context,
-        )
-        for name, hosts in job.hosts.items()
-    }
-
-
-def _sessions(name: str, hosts: Hosts, owner: str) -> HostedSessions:
-    place = f"{name} host" if name else "host"
-    couriers = [Courier(host.exchange.remote, f"{place} {number}") for number, host in enumerate(hosts.handles)]
-    return HostedSessions(couriers, hosts.offer, owner)
 
 
 async def close_settings(settings: Mapping[str, Setting]) -> None:

@@ -47,7 +47,7 @@ def lanes_of(config: JobConfig, resources: Mapping[str, Resource], run_id: str, 
         tasks = _numbered(read_tasks(environment.tasks, resource, run.seed), number, name)
         source = samples(tasks, run_id, run.samples_per_task, run.seed, done, attempts)
         limit = environment.hosts * (environment.max_sessions or resource.max_sessions)
-        lanes.append(Lane(name, source, environment.weight, limit))
+        lanes.append(Lane(name=name, source=source, weight=environment.weight, limit=limit))
     return lanes
 
 
