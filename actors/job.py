@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import signal
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -55,11 +54,10 @@ def run_job(config: JobConfig, address: str | None, resume: bool, force: bool) -
 async def _play(config: JobConfig, run: Run, resources: Mapping[str, Resource], committer: Committer) -> bool:
     done = committer.done(config.run.samples_per_task)
     lanes = lanes_of(config, resources, run.run_id, done)
-    source = interleaved(lanes)
-    if (first := next(source, None)) is None:
+    if not lanes:
         return True
     in_flight = min(config.scheduler.in_flight, sum(lane.limit for lane in lanes))
-    scheduler = Scheduler(itertools.chain([first], source), in_flight, config.scheduler.max_attempts)
+    scheduler = Scheduler(interleaved(lanes), in_flight, config.scheduler.max_attempts)
     total = count_episodes(config, resources)
     live = Live(already=len(done))
     with live, _interruptible() as drivers:

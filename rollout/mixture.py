@@ -7,6 +7,7 @@ environment as the scheduler sees it.
 from __future__ import annotations
 
 import heapq
+import itertools
 from collections.abc import Container, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -35,7 +36,8 @@ class Lane:
 
 
 def lanes_of(config: JobConfig, resources: Mapping[str, Resource], run_id: str, done: Container[int]) -> list[Lane]:
-    """The lanes of a job, in the order of their names. `done` has the sample numbers that have a row.
+    """The lanes of a job that have something left, in the order of their names. `done` has the sample numbers that
+    have a row.
 
     The task at position p of lane n has the index n * LANE_TASKS + p: known without a look at the other lanes, which
     may be endless, and the same at every resumption. What is done stays a few ranges, however fast each lane goes.
@@ -46,6 +48,9 @@ def lanes_of(config: JobConfig, resources: Mapping[str, Resource], run_id: str, 
         resource = resources[name]
         tasks = _numbered(read_tasks(environment.tasks, resource, run.seed), number, name)
         source = samples(tasks, run_id, run.samples_per_task, run.seed, done, attempts)
+        if (lease := next(source, None)) is None:
+            continue
+        source = itertools.chain([lease], source)
         limit = environment.hosts * (environment.max_sessions or resource.max_sessions)
         lanes.append(Lane(name=name, source=source, weight=environment.weight, limit=limit))
     return lanes

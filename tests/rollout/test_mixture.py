@@ -77,6 +77,12 @@ def test_invariant_1_what_is_done_in_each_environment_is_not_done_again() -> Non
     assert sorted(played + left) == [first * 2 + at for first in (0, LANE_TASKS) for at in range(12)]
 
 
+def test_an_environment_that_is_done_has_no_lane_and_leaves_the_others_their_numbers() -> None:
+    done = Done.of(np.arange(4, dtype=np.int64))
+    rest = lanes(job(a={}, b={}), done, a=2, b=1)
+    assert {name: numbers(lane.source) for name, lane in rest.items()} == {"b": [2 * LANE_TASKS, 2 * LANE_TASKS + 1]}
+
+
 def test_environments_take_turns_by_their_weights_and_the_last_one_gets_all() -> None:
     found = lanes(job(a={"weight": 3}, b={}), a=6, b=6)
     order = [lease.task.resource for lease in interleaved(list(found.values()))]
