@@ -185,7 +185,8 @@ async def _runners(cluster: Cluster, count: int) -> AsyncIterator[list[Any]]:
 
 def _player(config: JobConfig, runners: list[Any], table: str, run_id: str, count: int) -> Driver:
     """A driver of `count` episodes over runners that outlive it."""
-    resource = load_resource(config.resource.name, config.resource.options)
+    counter = config.environments[""]
+    resource = load_resource(counter.name, counter.options)
     tasks = read_tasks(config.tasks.model_copy(update={"count": count}), resource, 0)
     free = list(runners)
     return Driver(
@@ -194,7 +195,7 @@ def _player(config: JobConfig, runners: list[Any], table: str, run_id: str, coun
         new_runner=lambda name: free.pop(),
         end_runner=lambda runner: None,
         live=Live(every=3600.0),
-        names=Names("counter", "agent", "scripted"),
+        names=Names.of(config),
         total=None,
         start_seconds=60.0,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,8 +12,9 @@ from actors.setting import context_of, template_of
 from actors.vllm_engine import check_config
 from actors.vllm_parsers import split_reference
 from resources.catalog import code_digest, load_resource, resource_class
-from rollout.config import JobConfig, OpenAIConfig, VllmConfig
+from rollout.config import JobConfig, OpenAIConfig, ResourceConfig, VllmConfig
 from rollout.errors import UserError, nearest
+from rollout.mixture import key_of, told_of
 from rollout.openai_probe import check_endpoint
 from rollout.resource import Resource
 from rollout.tasks import check_tasks, read_tasks
@@ -21,42 +22,64 @@ from rollout.template import ChatTemplate, resolve_model
 from rollout.trajectory import Message, Task
 
 
-def make_resource(config: JobConfig) -> Resource:
-    """The job's resource. Raises UserError naming the key, the option, or the line of its file that is wrong."""
+def make_resources(config: JobConfig) -> dict[str, Resource]:
+    """The job's resources by the names of its environments.
+
+    Raises UserError naming the key, the option, or the line of a resource's file that is wrong.
+    """
+    return {name: _make(name, environment) for name, environment in config.environments.items()}
+
+
+def _make(name: str, environment: ResourceConfig) -> Resource:
     try:
-        resource_class(config.resource.name)
+        resource_class(environment.name)
     except UserError as error:
-        raise UserError(f"resource.name: {error}") from error
-    return load_resource(config.resource.name, config.resource.options)
+        raise UserError(f"{key_of(name, 'name')}: {error}") from error
+    with told_of(name):
+        return load_resource(environment.name, environment.options)
 
 
-def check(config: JobConfig, resource: Resource) -> dict[str, str]:
+def check(config: JobConfig, resources: Mapping[str, Resource]) -> dict[str, str]:
     """Digests of what decides the rows besides the configuration, after looking at all of it.
 
     Raises UserError for a malformed task file, unknown tools, limits that do not fit, a model folder that cannot be
     used, a first task that does not fit the model, an endpoint that does not answer or wants a key.
     """
-    digests = {"resource": code_digest(resource)}
-    if (tasks := check_tasks(config.tasks)) is not None:
-        digests["tasks"] = tasks
-    _check_tools(config, resource)
+    digests: dict[str, str] = {}
+    for name, environment in config.environments.items():
+        digests[f"resources.{name}" if name else "resource"] = code_digest(resources[name])
+        with told_of(name):
+            tasks = check_tasks(environment.tasks)
+        if tasks is not None:
+            digests[f"resources.{name}.tasks" if name else "tasks"] = tasks
+    _check_tools(config, resources.values())
     _check_limits(config)
-    first = next(read_tasks(config.tasks, resource, config.run.seed), None)
-    if first is None:
-        raise UserError(f"resource {config.resource.name}: it gives no task")
+    firsts = {name: _first_task(config, name, resource) for name, resource in resources.items()}
     if (template := _template(config)) is not None:
         digests["template"] = hashlib.sha256(template.source.encode()).hexdigest()
-        _check_fit(config, resource, template, first)
+        for name, task in firsts.items():
+            _check_fit(config, name, resources[name], template, task)
     if isinstance(config.model, OpenAIConfig):
         check_endpoint(config.model)
     return digests
 
 
-def _check_tools(config: JobConfig, resource: Resource) -> None:
-    known = resource.bound_tools()
+def _first_task(config: JobConfig, name: str, resource: Resource) -> Task:
+    environment = config.environments[name]
+    with told_of(name):
+        if (first := next(read_tasks(environment.tasks, resource, config.run.seed), None)) is None:
+            raise UserError(f"resource {environment.name}: it gives no task")
+    return first
+
+
+def _check_tools(config: JobConfig, resources: Collection[Resource]) -> None:
+    """Each tool that the agent may use is there, in one environment at least."""
+    known = {name: None for resource in resources for name in resource.bound_tools()}
     for name, times in Counter(config.agent.tools or ()).items():
         if name not in known:
-            raise UserError(f"agent.tools: {resource.name} has no tool '{name}'{nearest(name, known)}")
+            there = " and ".join(resource.name for resource in resources)
+            none = "have no tool" if len(resources) > 1 else "has no tool"
+            raise UserError(f"agent.tools: {there} {none} '{name}'{nearest(name, known)}")
         if times > 1:
             raise UserError(f"agent.tools: '{name}' stands there {times} times")
 
@@ -117,15 +140,18 @@ def _check_folder(path: str) -> None:
         raise UserError(f"model.path: {path}: no such folder{nearest(path, ['bundled', *models])}")
 
 
-def _check_fit(config: JobConfig, resource: Resource, template: ChatTemplate, task: Task) -> None:
+def _check_fit(config: JobConfig, name: str, resource: Resource, template: ChatTemplate, task: Task) -> None:
     """The first task as its episode opens, but for what the resource's session adds to it, and one more message."""
     agent = config.agent
     instructions = agent.instructions if agent.instructions is not None else resource.instructions
     system: list[Message] = [{"role": "system", "content": instructions}] if instructions else []
-    tools = [bound.spec for name, bound in resource.bound_tools().items() if agent.tools is None or name in agent.tools]
+    bound = resource.bound_tools().values()
+    tools = [one.spec for one in bound if agent.tools is None or one.spec.name in agent.tools]
     with _named(_source(config)):
         length, reach = len(template.opening([*system, *task.messages], tools)), context_of(config)
         template.continuation([{"role": "user", "content": "?"}], ended=True)
     if reach is not None and length >= reach:
-        key = "tasks.path: " + config.tasks.path if config.tasks.path else f"resource {config.resource.name}"
-        raise UserError(f"{key}: task '{task.id}' opens with {length:,} tokens; the model's context has {reach:,}")
+        environment = config.environments[name]
+        path, whole = environment.tasks.path, f"resources.{name}" if name else f"resource {environment.name}"
+        where = f"{key_of(name, 'tasks.path')}: {path}" if path else whole
+        raise UserError(f"{where}: task '{task.id}' opens with {length:,} tokens; the model's context has {reach:,}")

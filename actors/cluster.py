@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -16,15 +16,18 @@ from ray.exceptions import RayActorError, RayTaskError
 from actors.connection import free
 from actors.resource_host import ResourceHost
 from actors.runner import EpisodeRunner
-from actors.setting import Job, Names, located
-from rollout.config import JobConfig, OpenAIConfig
+from actors.setting import Hosts, Job, Names, located
+from rollout.config import JobConfig, OpenAIConfig, ResourceConfig
 from rollout.errors import RolloutError, UserError, describe
+from rollout.mixture import key_of
 
 ANSWER_SECONDS = 5.0
 """What a host that is told to stop may take to answer, besides closing its sessions."""
 
 log = logging.getLogger(__name__)
 
+_SPREAD: dict[str, Any] = {"scheduling_strategy": "SPREAD"}
+"""Ray fills one node after the other: a node that dies would take all hosts along, and its network carry all turns."""
 _RAISED = re.compile(r"(?:[\w.]+\.)?([A-Z]\w*): (.+)")
 """Last line of a traceback."""
 
@@ -42,8 +45,10 @@ class Cluster:
         return self._waiting.pop() if self._waiting else _new_runner(self.job)
 
     def end_runner(self, runner: Any) -> None:
-        """Ends a runner at once."""
+        """Ends a runner at once, and the sessions it has left."""
         ray.kill(runner)
+        for host in (host for hosts in self.job.hosts.values() for host in hosts.handles):
+            host.abandon.remote(runner._actor_id.hex())
 
 
 @asynccontextmanager
@@ -53,14 +58,14 @@ async def started(config: JobConfig, run_id: str, table: str) -> AsyncIterator[C
     Raises UserError when the cluster has not what the job asks for, or when the resource cannot be made.
     """
     names, config = Names.of(config), located(config)
-    hosts = [_new_host(config) for _ in range(config.resource.hosts)]
+    handles = {name: [new_host(one) for _ in range(one.hosts)] for name, one in config.environments.items()}
+    hosts = [host for some in handles.values() for host in some]
     runners: list[Any] = []
     seconds = config.scheduler.start_seconds
     try:
-        offered = [host.offer.remote() for host in hosts]
-        offers = await _all_started(offered, "resource.hosts", config.resource.cpus_per_host, seconds)
+        offering = await _offering(config, handles, seconds)
         async with _model(config, run_id) as model:
-            job = Job(config, names, run_id, table, offers[0], tuple(hosts), model)
+            job = Job(config, names, run_id, table, offering, model)
             runners += [_new_runner(job) for _ in range(config.scheduler.runners)]
             ready = [runner.start.remote() for runner in runners]
             await _all_started(ready, "scheduler.runners", config.scheduler.cpus_per_runner, seconds)
@@ -90,15 +95,26 @@ async def _model(config: JobConfig, run_id: str) -> AsyncIterator[Any]:
 
 def _new_runner(job: Job) -> Any:
     cpus = job.config.scheduler.cpus_per_runner
-    options: dict[str, Any] = {"num_cpus": cpus, "max_restarts": 0, "max_concurrency": 16}
+    options: dict[str, Any] = {"num_cpus": cpus, "max_restarts": 0, "max_concurrency": 16, **_SPREAD}
     return ray.remote(EpisodeRunner).options(**options).remote(job)
 
 
-def _new_host(config: JobConfig) -> Any:
-    resource = config.resource
+def new_host(resource: ResourceConfig) -> Any:
+    """A resource host that is starting."""
     options: dict[str, Any] = {"num_cpus": resource.cpus_per_host, "max_restarts": -1, "max_concurrency": 1000}
-    host = ray.remote(ResourceHost).options(**options)
-    return host.remote(resource.name, resource.options, resource.verifier_processes)
+    host = ray.remote(ResourceHost).options(**options, **_SPREAD)
+    return host.remote(resource.name, resource.options, resource.verifier_processes, resource.max_sessions)
+
+
+async def _offering(config: JobConfig, handles: Mapping[str, Sequence[Any]], seconds: float) -> dict[str, Hosts]:
+    """The hosts of every environment, once they have started, which all of them do at the same time."""
+    found, first = dict[str, Hosts](), 0
+    offered = {name: [host.offer.remote() for host in some] for name, some in handles.items()}
+    for name, environment in config.environments.items():
+        offers = await _all_started(offered[name], key_of(name, "hosts"), environment.cpus_per_host, seconds)
+        found[name] = Hosts(tuple(handles[name]), offers[0], first)
+        first += len(offers)
+    return found
 
 
 async def _all_started(calls: Sequence[Any], key: str, cpus: float, seconds: float) -> list[Any]:

@@ -14,6 +14,7 @@ from ray._private.services import canonicalize_bootstrap_address
 from actors.placement import Ask
 from rollout.config import JobConfig, OpenAIConfig
 from rollout.errors import RolloutError, UserError
+from rollout.mixture import key_of
 
 PROBE_SECONDS = 5.0
 """How long a cluster's head may take to say that it is there."""
@@ -56,8 +57,8 @@ def disconnect() -> None:
 
 def check_room(config: JobConfig) -> None:
     """For a cluster that will not grow: raises UserError when the job asks for more than all of it."""
-    asks = {
-        "resource.hosts": {"CPU": config.resource.hosts * config.resource.cpus_per_host},
+    asks: dict[str, dict[str, float]] = {
+        **{key_of(name, "hosts"): {"CPU": one.hosts * one.cpus_per_host} for name, one in config.environments.items()},
         "scheduler.runners": {"CPU": config.scheduler.runners * config.scheduler.cpus_per_runner},
     }
     if not isinstance(config.model, OpenAIConfig):
@@ -65,12 +66,12 @@ def check_room(config: JobConfig) -> None:
         asks["model.replicas"] = {kind: amount * ask.workers * ask.replicas for kind, amount in ask.bundle.items()}
     total = ray.cluster_resources()
     for kind in ("GPU", "CPU"):
-        wanted = {key: amounts[kind] for key, amounts in asks.items() if amounts.get(kind)}
+        wanted = {name: amounts[kind] for name, amounts in asks.items() if amounts.get(kind)}
         needed, there = sum(wanted.values()), total.get(kind, 0.0)
         if needed > there + 1e-6:  # sums of tenths
-            parts = ", ".join(f"{key} {amount:g}" for key, amount in sorted(wanted.items()))
-            key = max(wanted, key=lambda key: wanted[key])
-            raise UserError(f"{key}: the job asks for {needed:g} {kind}s ({parts}); this machine has {there:g}")
+            parts = ", ".join(f"{name} {amount:g}" for name, amount in sorted(wanted.items()))
+            most = max(wanted, key=lambda name: wanted[name])
+            raise UserError(f"{most}: the job asks for {needed:g} {kind}s ({parts}); this machine has {there:g}")
 
 
 def free() -> str:

@@ -190,7 +190,7 @@ class Driver:
         lease: Lease = orphan.lease
         return Trajectory(
             lease=lease,
-            resource=self.names.resource,
+            resource=self.names.resources[lease.task.resource],
             agent=self.names.agent,
             model=self.names.model,
             messages=lease.task.messages,

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from actors.check import check, make_resource
+from actors.check import check, make_resources
 from actors.cluster import Cluster, started
 from actors.connection import check_room, connect, disconnect
 from actors.driver import Driver
@@ -18,10 +17,10 @@ from rollout.config import JobConfig
 from rollout.dataset import Committer
 from rollout.errors import UserError
 from rollout.live import Live
+from rollout.mixture import count_episodes, interleaved, lanes_of
 from rollout.resource import Resource
 from rollout.run_folder import Run, check_folder, create_or_resume, locked, take_back
-from rollout.scheduling import Scheduler, samples
-from rollout.tasks import count_tasks, read_tasks
+from rollout.scheduling import Scheduler
 
 
 def run_job(config: JobConfig, address: str | None, resume: bool, force: bool) -> bool:
@@ -32,8 +31,8 @@ def run_job(config: JobConfig, address: str | None, resume: bool, force: bool) -
     """
     folder = Path(config.run.dir)
     check_folder(folder, resume)
-    resource = make_resource(config)
-    digests = check(config, resource)
+    resources = make_resources(config)
+    digests = check(config, resources)
     with locked(folder):
         run = create_or_resume(config, digests, resume, force)
         committer = Committer(run.episodes, run.run_id)
@@ -41,7 +40,7 @@ def run_job(config: JobConfig, address: str | None, resume: bool, force: bool) -
         try:
             if connect(address):
                 check_room(config)
-            return asyncio.run(_play(config, run, resource, committer))
+            return asyncio.run(_play(config, run, resources, committer))
         except UserError:
             if not resume and not committer.last:
                 take_back(run)
@@ -52,17 +51,14 @@ def run_job(config: JobConfig, address: str | None, resume: bool, force: bool) -
             disconnect()
 
 
-async def _play(config: JobConfig, run: Run, resource: Resource, committer: Committer) -> bool:
-    each = config.run.samples_per_task
-    done = committer.done(each)
-    tasks = read_tasks(config.tasks, resource, config.run.seed)
-    source = samples(tasks, run.run_id, each, config.run.seed, done, config.scheduler.max_attempts)
-    if (first := next(source, None)) is None:
+async def _play(config: JobConfig, run: Run, resources: Mapping[str, Resource], committer: Committer) -> bool:
+    done = committer.done(config.run.samples_per_task)
+    lanes = lanes_of(config, resources, run.run_id, done)
+    if not lanes:
         return True
-    in_flight, attempts = config.scheduler.in_flight, config.scheduler.max_attempts
-    scheduler = Scheduler(itertools.chain([first], source), in_flight, attempts)
-    count = count_tasks(config.tasks, resource)
-    total = count * each if count is not None else None
+    in_flight = min(config.scheduler.in_flight, sum(lane.limit for lane in lanes))
+    scheduler = Scheduler(interleaved(lanes), in_flight, config.scheduler.max_attempts)
+    total = count_episodes(config, resources)
     live = Live(already=len(done))
     with live, _interruptible() as drivers:
         async with started(config, run.run_id, run.episodes) as cluster:

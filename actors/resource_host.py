@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import random
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-from actors.courier import Courier, Mailbox
+from actors.courier import Courier, Lost, Mailbox
 from resources.catalog import load_resource
 from rollout import offload
-from rollout.errors import Unavailable
+from rollout.errors import Unavailable, describe
 from rollout.process import collect_rarely
 from rollout.protocols import Seeded
 from rollout.sessions import SessionTable
@@ -18,6 +21,10 @@ from rollout.trajectory import Message, Score, Task, ToolCall, ToolResult, ToolS
 
 SWEEP_SECONDS = 5.0
 """How often a host looks for sessions whose time is up."""
+AVOID_SECONDS = 2.0
+"""How long a host that died with a session being opened is the last one to be asked."""
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,11 +40,16 @@ class Offer:
 class ResourceHost:
     """Thousands of sessions of one resource on one event loop. Plain asyncio: `cluster` makes it an actor."""
 
-    def __init__(self, reference: str, options: Mapping[str, Any], verifier_processes: int) -> None:
+    def __init__(
+        self, reference: str, options: Mapping[str, Any], verifier_processes: int, max_sessions: int | None = None
+    ) -> None:
         offload.configure(verifier_processes)
-        self._table = SessionTable(load_resource(reference, options))
+        self._table = SessionTable(load_resource(reference, options), max_sessions=max_sessions)
         self._mailbox = Mailbox(self._handle)
         self._sweeper: asyncio.Task[None] | None = None
+        self._owners: dict[str, str] = {}
+        """Which runner has opened a session."""
+        self._gone: set[str] = set()
         self._ending = False
 
     async def offer(self) -> Offer:
@@ -59,6 +71,14 @@ class ResourceHost:
             await self._table.close_all()
         await asyncio.to_thread(offload.shutdown)
 
+    async def abandon(self, owner: str) -> None:
+        """Closes the sessions of a runner that is gone: they would take up room until their time to live is over."""
+        self._gone.add(owner)
+        left = [session_id for session_id, opened_by in self._owners.items() if opened_by == owner]
+        for end in await asyncio.gather(*map(self._close, left), return_exceptions=True):
+            if isinstance(end, Exception):
+                log.warning("a session of a runner that is gone did not close: %s", describe(end))
+
     async def counts(self) -> dict[str, int]:
         """Sessions opened, closed, those of them closed by time-to-live, and open now."""
         table = self._table
@@ -74,16 +94,21 @@ class ResourceHost:
             case "verify":
                 return await self._table.verify(*arguments)
             case "close":
-                return await self._table.close(*arguments)
+                return await self._close(*arguments)
             case _:
                 raise AssertionError(f"a host has no verb '{verb}'")
 
-    async def _seed(self, task: Task, seed: int, seconds: float) -> tuple[str, tuple[Message, ...]]:
+    async def _seed(self, owner: str, task: Task, seed: int, seconds: float) -> tuple[str, tuple[Message, ...]]:
         session_id, messages = await self._table.seed(task, seed, seconds)
-        if self._ending:
+        if self._ending or owner in self._gone:
             await self._table.close(session_id)
-            raise Unavailable("the host is ending")
+            raise Unavailable("the host is ending" if self._ending else "the runner is gone")
+        self._owners[session_id] = owner
         return session_id, messages
+
+    async def _close(self, session_id: str) -> None:
+        self._owners.pop(session_id, None)
+        await self._table.close(session_id)
 
     async def _sweep(self) -> None:
         while True:
@@ -91,37 +116,75 @@ class ResourceHost:
             await self._table.sweep()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
+class _Host:
+    """A host as one runner sees it."""
+
+    courier: Courier
+    held: int = 0
+    """Our sessions there: open, being opened or being closed."""
+    avoided_until: float = 0.0
+
+
+@dataclass(slots=True)
 class HostedSession:
     """A session at a host."""
 
-    courier: Courier
+    host: _Host
     session_id: str
+    _closed: bool = False
 
     async def call(self, call: ToolCall, seconds: float) -> ToolResult:
-        return cast(ToolResult, await self.courier.ask(("call", (self.session_id, call, seconds))))
+        return cast(ToolResult, await self.host.courier.ask(("call", (self.session_id, call, seconds))))
 
     async def verify(self, transcript: Transcript, seconds: float) -> Score:
-        return cast(Score, await self.courier.ask(("verify", (self.session_id, transcript, seconds))))
+        return cast(Score, await self.host.courier.ask(("verify", (self.session_id, transcript, seconds))))
 
     async def close(self) -> None:
-        await self.courier.ask(("close", (self.session_id,)))
+        try:
+            await self.host.courier.ask(("close", (self.session_id,)))
+        finally:
+            self.host.held -= not self._closed
+            self._closed = True
 
 
 class HostedSessions:
-    """Sessions spread evenly over hosts."""
+    """Sessions of one resource over its hosts: each goes where the fewest of ours are, so that a host that is slow or
+    has just come back gets no more than it gets done. `owner` is the name under which hosts can be told that we are
+    gone."""
 
-    def __init__(self, couriers: Sequence[Courier], offer: Offer) -> None:
-        self._couriers = couriers
+    def __init__(self, couriers: Sequence[Courier], offer: Offer, owner: str = "") -> None:
+        self._hosts = [_Host(courier) for courier in couriers]
         self._offer = offer
-        self._next = 0
+        self._owner = owner
 
     async def seed_session(self, task: Task, seed: int, seconds: float) -> Seeded:
-        courier = self._couriers[self._next % len(self._couriers)]
-        self._next += 1  # also when it fails: whoever asks again asks another host
-        # A seeding that nobody waits for any more is undone over there.
-        answer = await courier.ask(("seed", (task, seed, seconds)), undo=lambda seeded: ("close", (seeded[0],)))
-        session_id, messages = cast(tuple[str, tuple[Message, ...]], answer)
+        refusal: Unavailable | None = None
+        for host in self._by_load():
+            try:
+                return await self._seed_at(host, task, seed, seconds)
+            except Lost:  # the next one is asked after a pause: a task that takes its host down is not to take all
+                host.avoided_until = time.monotonic() + AVOID_SECONDS
+                raise
+            except Unavailable as error:  # full, which costs nothing: another one may have room
+                refusal = error
+        raise refusal or Unavailable("there is no host")
+
+    def _by_load(self) -> list[_Host]:
+        """Hosts in the order in which they are to be asked; those alike in any, for all runners do this."""
+        now = time.monotonic()
+        return sorted(self._hosts, key=lambda host: (host.avoided_until > now, host.held, random.random()))
+
+    async def _seed_at(self, host: _Host, task: Task, seed: int, seconds: float) -> Seeded:
+        host.held += 1
+        try:
+            # A seeding that nobody waits for any more is undone over there.
+            letter = ("seed", (self._owner, task, seed, seconds))
+            answer = await host.courier.ask(letter, undo=lambda seeded: ("close", (seeded[0],)))
+            session_id, messages = cast(tuple[str, tuple[Message, ...]], answer)
+        except BaseException:
+            host.held -= 1
+            raise
         offer = self._offer
-        session = HostedSession(courier, session_id)
+        session = HostedSession(host, session_id)
         return Seeded(session, messages, offer.tools, offer.text_tool, offer.instructions)

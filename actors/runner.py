@@ -11,7 +11,9 @@ import logging
 import time
 from dataclasses import dataclass, field
 
-from actors.setting import Job, build_setting, close_setting
+import ray
+
+from actors.setting import Job, build_settings, close_settings
 from rollout.dataset import RowFile, write_file
 from rollout.episode import Setting, run_episode
 from rollout.errors import RolloutError, describe
@@ -56,7 +58,7 @@ class EpisodeRunner:
 
     def __init__(self, job: Job) -> None:
         self._job = job
-        self._setting: Setting | None = None
+        self._settings: dict[str, Setting] = {}
         self._playing: dict[str, asyncio.Task[None]] = {}
         self._rows: list[Trajectory] = []
         self._oldest = 0.0
@@ -67,9 +69,9 @@ class EpisodeRunner:
 
     async def start(self) -> None:
         """Connects to model and hosts, once. Raises UserError for what a person got wrong."""
-        if self._setting is None:
+        if not self._settings:
             open_many_files()
-            self._setting = await build_setting(self._job)
+            self._settings = await build_settings(self._job, _own_name())
             collect_rarely()
 
     async def work(self, leases: list[Lease], draining: bool, hold: float) -> Report:
@@ -102,22 +104,21 @@ class EpisodeRunner:
             await self._writing
         if self._rows:
             await self._write()
-        if self._setting is not None:
-            await close_setting(self._setting)
-            self._setting = None
+        settings, self._settings = self._settings, {}
+        await close_settings(settings)
         report, self._report = self._report, Report()
         return report
 
     async def _play(self, lease: Lease) -> None:
-        assert self._setting is not None, "start comes first"
+        setting = self._settings[lease.task.resource]
         try:
-            trajectory = await run_episode(lease, self._setting)
+            trajectory = await run_episode(lease, setting)
         except RolloutError as error:  # the job is wrong (a template that cannot go on, say): no episode can work
             self._tell_fatal(str(error))
             return
         except Exception as error:  # the one place where a bug becomes a row: it must not cost the other episodes
             log.exception("episode %s", lease.episode_id)
-            trajectory = _broken(lease, self._setting, error)
+            trajectory = _broken(lease, setting, error)
         finally:
             self._playing.pop(lease.episode_id, None)
         self._end(trajectory)
@@ -160,6 +161,11 @@ class EpisodeRunner:
     def _tell_fatal(self, line: str) -> None:
         self._report.fatal = line
         self._news.set()
+
+
+def _own_name() -> str:
+    """What hosts know this runner by: the id of its actor, without one (asking would start Ray) nothing."""
+    return (ray.get_runtime_context().get_actor_id() if ray.is_initialized() else None) or ""
 
 
 def _broken(lease: Lease, setting: Setting, error: Exception) -> Trajectory:

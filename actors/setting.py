@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import Any
 
 from actors.courier import Courier
 from actors.resource_host import HostedSessions, Offer
-from rollout.config import JobConfig, OpenAIConfig, ReplicatedConfig
+from rollout.config import JobConfig, OpenAIConfig, ReplicatedConfig, ResourceConfig
 from rollout.episode import Setting
 from rollout.openai_policy import OpenAIPolicy
 from rollout.protocols import Ledger, Policy
@@ -23,7 +23,8 @@ from rollout.tokens import MessageLedger, TokenLedger
 class Names:
     """What rows call what played them: as the configuration names it."""
 
-    resource: str
+    resources: Mapping[str, str]
+    """References of the environments by name."""
     agent: str
     model: str
 
@@ -34,59 +35,86 @@ class Names:
         named = (
             model.name if isinstance(model, OpenAIConfig) else "scripted" if model.engine == "scripted" else model.path
         )
-        return Names(config.resource.name, config.agent.name, named)
+        resources = {name: environment.name for name, environment in config.environments.items()}
+        return Names(resources, config.agent.name, named)
+
+
+@dataclass(frozen=True, slots=True)
+class Hosts:
+    """The actors that hold the sessions of one environment, and what they offer."""
+
+    handles: tuple[Any, ...]
+    offer: Offer
+    first: int = 0
+    """Number of the first of them among all hosts of the job."""
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A run as its runners see it. `hosts` and `model` are handles of the cluster's own kind."""
+    """A run as its runners see it. Hosts and `model` are handles of the cluster's own kind."""
 
     config: JobConfig
     """Its paths are absolute: see `located`."""
     names: Names
     run_id: str
     table: str
-    offer: Offer
-    hosts: tuple[Any, ...]
+    hosts: Mapping[str, Hosts]
+    """By the name of the environment."""
     model: Any = None
     """Handle of the model's deployment; None for an endpoint elsewhere."""
 
 
-async def build_setting(job: Job) -> Setting:
-    """Policy, sessions and ledger of a job. Raises UserError for a model folder or template that cannot be used."""
-    config = job.config
+async def build_settings(job: Job, owner: str) -> dict[str, Setting]:
+    """Policy, sessions and ledger for the episodes of each environment, by its name; they share the policy.
+
+    `owner` is the name that hosts know the runner by. Raises UserError for a model folder or template that cannot be
+    used.
+    """
     policy, new_ledger = _policy(job)
-    couriers = [Courier(host.exchange.remote, f"host {number}") for number, host in enumerate(job.hosts)]
+    return {name: _setting(job, name, owner, policy, new_ledger) for name in job.hosts}
+
+
+def _setting(job: Job, name: str, owner: str, policy: Policy, new_ledger: Callable[[], Ledger]) -> Setting:
+    config, hosts = job.config, job.hosts[name]
+    couriers = [
+        Courier(host.exchange.remote, f"host {number}") for number, host in enumerate(hosts.handles, hosts.first)
+    ]
     return Setting(
         agent=config.agent.value(config.model.sampling.value()),
         policy=policy,
-        sessions=HostedSessions(couriers, job.offer),
+        sessions=HostedSessions(couriers, hosts.offer, owner),
         limits=config.run.limits.value(),
         new_ledger=new_ledger,
-        resource=job.names.resource,
+        resource=job.names.resources[name],
         model=job.names.model,
         context=context_of(config),
     )
 
 
-async def close_setting(setting: Setting) -> None:
-    """Closes the connections a setting holds; it can play nothing afterwards."""
-    if isinstance(setting.policy, OpenAIPolicy):
-        await setting.policy.aclose()
+async def close_settings(settings: Mapping[str, Setting]) -> None:
+    """Closes the connections that settings of one job hold; they can play nothing afterwards."""
+    for setting in settings.values():
+        if isinstance(setting.policy, OpenAIPolicy):
+            await setting.policy.aclose()
 
 
 def located(config: JobConfig) -> JobConfig:
     """The job with its paths made absolute: actors do not work in the folder it was started in."""
-    model, resource = config.model, config.resource
+    model = config.model
     keys = ("tokenizer",) if isinstance(model, OpenAIConfig) else ("path", "chat_template")
-    file, colon, name = resource.name.partition(":")
-    there = {"name": _absolute(file) + colon + name} if file.endswith(".py") else {}
+    several = config.resources or {}
     return config.model_copy(
         update={
             "model": model.model_copy(update={key: _absolute(path) for key in keys if (path := getattr(model, key))}),
-            "resource": resource.model_copy(update=there),
+            "resource": _found(config.resource) if config.resource is not None else None,
+            "resources": {name: _found(resource) for name, resource in several.items()} or None,
         }
     )
+
+
+def _found(resource: ResourceConfig) -> ResourceConfig:
+    file, colon, name = resource.name.partition(":")
+    return resource.model_copy(update={"name": _absolute(file) + colon + name}) if file.endswith(".py") else resource
 
 
 def _absolute(path: str) -> str:

@@ -18,6 +18,7 @@ from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from rollout.config import JobConfig, dump, validate
 from rollout.errors import RolloutError, UserError
+from rollout.mixture import key_of
 
 POLL_SECONDS = 0.5
 """How often a job is asked for whose log has ended."""
@@ -102,11 +103,14 @@ def _pack(config: JobConfig, folder: Path) -> None:
     """What the job needs of this machine, under names that hold over there."""
     tree = config.model_dump(mode="json")
     tree["run"]["dir"] = str(Path(config.run.dir).resolve())
-    if config.tasks.path is not None:
-        tree["tasks"]["path"] = _take(Path(config.tasks.path), folder, "tasks.path")
-    file, colon, name = config.resource.name.partition(":")
-    if file.endswith(".py"):
-        tree["resource"]["name"] = _take(Path(file), folder, "resource.name") + colon + name
+    for name, environment in config.environments.items():
+        section = tree["resources"][name] if name else tree["resource"]
+        tasks = section["tasks"] if name else tree["tasks"]
+        if environment.tasks.path is not None:
+            tasks["path"] = _take(Path(environment.tasks.path), folder, key_of(name, "tasks.path"), name)
+        file, colon, attribute = environment.name.partition(":")
+        if file.endswith(".py"):
+            section["name"] = _take(Path(file), folder, key_of(name, "name"), name) + colon + attribute
     model = tree["model"]
     if (template := model.get("chat_template")) is not None:
         model["chat_template"] = _take(Path(template), folder, "model.chat_template")
@@ -116,8 +120,11 @@ def _pack(config: JobConfig, folder: Path) -> None:
     (folder / _CONF).write_text(dump(validate(tree, "the packed job")))
 
 
-def _take(path: Path, folder: Path, key: str) -> str:
+def _take(path: Path, folder: Path, key: str, within: str = "") -> str:
+    """Copies a file into the folder, or one `within` it: files of several environments may have one name."""
     if not path.is_file():
         raise UserError(f"{key}: {path}: no such file")
-    shutil.copy(path, folder / path.name)
-    return path.name
+    place = Path(within) / path.name
+    (folder / within).mkdir(exist_ok=True)
+    shutil.copy(path, folder / place)
+    return str(place)

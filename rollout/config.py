@@ -23,11 +23,13 @@ from yaml import YAMLError
 
 from rollout.errors import UserError, nearest
 from rollout.sections import (
+    WHOLE,
     AgentConfig,
     AnyModelConfig,
     DatasetConfig,
     JobConfig,
     LimitsConfig,
+    MixedResourceConfig,
     ModelConfig,
     OpenAIConfig,
     ReplicatedConfig,
@@ -47,6 +49,7 @@ __all__ = [
     "DatasetConfig",
     "JobConfig",
     "LimitsConfig",
+    "MixedResourceConfig",
     "ModelConfig",
     "OpenAIConfig",
     "ReplicatedConfig",
@@ -198,6 +201,8 @@ def _first_line(error: Exception) -> str:
 
 def _explain(error: ErrorDetails) -> str:
     """One validation error as `key: what was expected`."""
+    if error["type"] == WHOLE:
+        return error["msg"]
     place = _without_tag(error["loc"])
     key = ".".join(str(part) for part in place)
     if error["type"] == "extra_forbidden":
@@ -210,6 +215,9 @@ def _explain(error: ErrorDetails) -> str:
     if error["type"] == "union_tag_invalid":
         engine = str(error.get("ctx", {}).get("tag"))
         return f"{key}.engine: there is no engine '{engine}'{nearest(engine, _ENGINES)}"
+    if place[-1:] == ("[key]",):
+        name = ".".join(str(part) for part in place[:-1])
+        return f"{name}: expected a name of letters, digits, - and _ that begins with a letter"
     if key.endswith("_env"):
         return f"{key}: expected the name of an environment variable"  # and not its value, which may stand there
     given = error.get("input")
@@ -219,7 +227,7 @@ def _explain(error: ErrorDetails) -> str:
     if error["type"] == "tuple_type":
         return f"{key}: expected a list{shown}"
     if error["type"] == "too_short":
-        return f"{key}: expected a list that is not empty"
+        return f"{key}: expected {'names and sections' if key == 'resources' else 'a list that is not empty'}"
     return f"{key}: {error['msg'][0].lower()}{error['msg'][1:]}{shown}"
 
 
@@ -233,6 +241,8 @@ def _without_tag(place: tuple[int | str, ...]) -> tuple[int | str, ...]:
 def _keys_at(place: Sequence[int | str], full: Sequence[int | str]) -> list[str]:
     """Known keys of the section at `place`."""
     models: list[type[BaseModel]] = [JobConfig]
+    if place[:1] == ("resources",):  # what follows is a name, no key
+        models, place = [MixedResourceConfig], place[2:]
     for part in place:
         models = [
             inner

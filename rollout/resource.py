@@ -94,7 +94,7 @@ class Resource:
     """The tool that gets the policy's plain text as its only argument when it calls no tool. None: plain text ends
     the episode."""
     max_sessions: ClassVar[int] = 65_536
-    """Sessions one host may hold."""
+    """Sessions one host may hold, where a job does not say."""
     num_tasks: int | None = None
     """How many tasks `tasks` yields, where that is known beforehand."""
 

@@ -283,7 +283,9 @@ def _message_call(call: dict[str, Any]) -> dict[str, Any]:
 
 
 def _task(task: Task) -> str:
-    return json.dumps({"id": task.id, "messages": task.messages, "data": task.data}, ensure_ascii=False, default=str)
+    kept = {"id": task.id, "messages": task.messages, "data": task.data}
+    named = {"resource": task.resource} if task.resource else {}
+    return json.dumps(kept | named, ensure_ascii=False, default=str)
 
 
 def _version_order(version: str) -> tuple[int, str]:

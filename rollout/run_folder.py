@@ -12,6 +12,7 @@ import os
 import shutil
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -27,9 +28,6 @@ from rollout.errors import RolloutError, UserError, describe
 _FREE_SECTIONS = ("scheduler", "dataset")
 _FREE_KEYS = (
     ("run", "dir"),
-    ("resource", "hosts"),
-    ("resource", "cpus_per_host"),
-    ("resource", "verifier_processes"),
     ("model", "replicas"),
     ("model", "cpus_per_replica"),
     ("model", "max_in_flight"),
@@ -39,6 +37,7 @@ _FREE_KEYS = (
     ("model", "connections"),
     ("model", "retries"),
 )
+_FREE_OF_A_RESOURCE = ("hosts", "max_sessions", "cpus_per_host", "verifier_processes", "weight")
 """What may change between a run and its resumption: how fast, not what."""
 _LOCK, _DRAFT = ".lock", ".run.yaml.new"
 _FIELDS = ("run_id", "created", "config", "digests", "forced")
@@ -154,6 +153,7 @@ def _create(config: JobConfig, digests: dict[str, str], folder: Path) -> Run:
 
 def _resume(run: Run, config: JobConfig, digests: dict[str, str], force: bool) -> Run:
     now = config.model_dump(mode="json")
+    _check_names(run.config, now)
     differences = [*_differences(_identity(run.config), _identity(now), ""), *_changed(run.digests, digests)]
     if differences and not force:
         more = f" (and {len(differences) - 1} more)" if len(differences) > 1 else ""
@@ -164,6 +164,13 @@ def _resume(run: Run, config: JobConfig, digests: dict[str, str], force: bool) -
     forced = Run(run.run_id, run.created, now, digests, [*run.forced, *differences])
     _write(forced, Path(config.run.dir))
     return forced
+
+
+def _check_names(old: dict[str, Any], new: dict[str, Any]) -> None:
+    """Tasks are numbered by environment: under other names the numbers of rows that are there would mean others."""
+    before, after = (", ".join(sorted(_resources(config))) or "one without a name" for config in (old, new))
+    if before != after:
+        raise UserError(f"resources: the run's are {before}, the job's {after}: not even --force can resume it")
 
 
 def _write(run: Run, folder: Path) -> None:
@@ -182,10 +189,25 @@ def _write(run: Run, folder: Path) -> None:
 
 
 def _identity(config: dict[str, Any]) -> dict[str, Any]:
-    kept = {name: dict(section) for name, section in config.items() if name not in _FREE_SECTIONS}
+    kept = {name: deepcopy(section) for name, section in config.items() if section and name not in _FREE_SECTIONS}
     for section, key in _FREE_KEYS:
         kept.get(section, {}).pop(key, None)
+    for resource in _resources(kept).values():
+        for key in _FREE_OF_A_RESOURCE:
+            resource.pop(key, None)
     return kept
+
+
+def environment_names(folder: Path) -> list[str]:
+    """Names of the environments of the run in a folder, in the order in which they number its tasks; none where it
+    has only one, or where no run.yaml tells."""
+    several = read_run(folder).config.get("resources") if (folder / "run.yaml").is_file() else None
+    return sorted(several or ())
+
+
+def _resources(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The sections of a job's environments by name; the only one of a job has the empty name."""
+    return config.get("resources") or {"": config.get("resource") or {}}
 
 
 def _differences(old: Any, new: Any, place: str) -> Iterator[str]:

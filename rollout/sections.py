@@ -7,14 +7,19 @@ the name of an environment variable.
 from __future__ import annotations
 
 import os
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic_core import PydanticCustomError
 
 from rollout.trajectory import Agent, Limits, Sampling
 
 PathText = Annotated[str, Field(min_length=1), AfterValidator(os.path.expanduser)]
 """A path as it is typed: shells leave the ~ of key=~/path alone."""
+
+
+WHOLE = "whole"
+"""Type of an error that is about several sections: its message names the key itself."""
 
 
 class Section(BaseModel):
@@ -180,7 +185,7 @@ AnyModelConfig = Annotated[VllmConfig | ScriptedConfig | OpenAIConfig, Field(dis
 
 
 class ResourceConfig(Section):
-    """The environment."""
+    """An environment."""
 
     name: str
     """A shipped resource, `module:Class` or `file.py:Class`."""
@@ -188,9 +193,24 @@ class ResourceConfig(Section):
     """Keyword arguments of the resource."""
     hosts: PositiveInt = 1
     """Actors that hold its sessions."""
+    max_sessions: PositiveInt | None = None
+    """Sessions a host may hold, and so with `hosts` how many of its episodes are in flight at most; the resource's own
+    number when not given."""
     cpus_per_host: Annotated[float, Field(ge=0)] = 0.1
     verifier_processes: PositiveInt = 1
     """Processes a host keeps for work off its event loop."""
+
+
+class MixedResourceConfig(ResourceConfig):
+    """One of several environments of a job."""
+
+    tasks: TasksConfig = TasksConfig()
+    weight: PositiveFloat = 1.0
+    """Its share of what is in flight, against the weights of the others."""
+
+
+ResourceName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")]
+"""What a job with several environments calls one of them."""
 
 
 class SchedulerConfig(Section):
@@ -223,6 +243,28 @@ class JobConfig(Section):
     tasks: TasksConfig = TasksConfig()
     agent: AgentConfig = AgentConfig()
     model: AnyModelConfig
-    resource: ResourceConfig
+    resource: ResourceConfig | None = None
+    """The environment,"""
+    resources: Annotated[dict[ResourceName, MixedResourceConfig], Field(min_length=1)] | None = None
+    """or several by name, each with its own tasks."""
     scheduler: SchedulerConfig = SchedulerConfig()
     dataset: DatasetConfig = DatasetConfig()
+
+    @model_validator(mode="after")
+    def _names_its_environment_once(self) -> Self:
+        if self.resources is None and self.resource is None:
+            raise PydanticCustomError(WHOLE, "resource: missing; a job needs resource, or resources with several")
+        if self.resources is not None and self.resource is not None:
+            raise PydanticCustomError(WHOLE, "resources: expected either resource or resources, found both")
+        if self.resources is not None and self.tasks != TasksConfig():
+            instead = "tasks: each of resources has its own; give resources.{name}.tasks"
+            raise PydanticCustomError(WHOLE, instead, {"name": min(self.resources)})
+        return self
+
+    @property
+    def environments(self) -> dict[str, MixedResourceConfig]:
+        """The environments by name, in the order of their names; the only one of a job has the empty name."""
+        if self.resources is not None:
+            return dict(sorted(self.resources.items()))
+        assert self.resource is not None, "it was validated"
+        return {"": MixedResourceConfig(**dict(self.resource), tasks=self.tasks)}

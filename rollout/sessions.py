@@ -34,6 +34,8 @@ class SessionTable:
 
     resource: Resource
     clock: Callable[[], float] = time.monotonic
+    max_sessions: int | None = None
+    """Sessions it may hold; the resource's own number when not given."""
     opened: int = 0
     closed: int = 0
     expired: int = 0
@@ -57,7 +59,7 @@ class SessionTable:
 
         Raises Unavailable when the host holds as many as it may.
         """
-        if len(self._open) + self._seeding >= self.resource.max_sessions:
+        if len(self._open) + self._seeding >= (self.max_sessions or self.resource.max_sessions):
             raise Unavailable(f"{self.resource.name} holds {len(self._open)} sessions, its most")
         self._seeding += 1
         try:

@@ -16,13 +16,15 @@ from rich.table import Table
 
 from rollout.database import Database, opened
 from rollout.live import duration
+from rollout.mixture import LANE_TASKS
+from rollout.run_folder import environment_names
 
 pa, pq = cast(Any, arrow), cast(Any, parquet)
 """They have no types."""
 Numbers = dict[str, Any]
 
 _OVERALL = """
-SELECT count(*) AS episodes, count(DISTINCT task_id) AS tasks, coalesce(sum(attempt - 1), 0)::BIGINT AS retries,
+SELECT count(*) AS episodes, count(DISTINCT task_index) AS tasks, coalesce(sum(attempt - 1), 0)::BIGINT AS retries,
     avg(num_turns) AS mean_turns, coalesce(sum(num_turns), 0)::BIGINT AS turns,
     coalesce(sum(prompt_tokens), 0)::BIGINT AS prompt_tokens,
     coalesce(sum(cached_tokens), 0)::BIGINT AS cached_tokens,
@@ -88,7 +90,7 @@ def numbers(run: Path) -> Numbers:
             "parse_rate": _share(written["written"] - written["unread"], written["written"]),
             "tool_error_rate": _share(overall["tool_errors"], overall["tool_calls"]),
             "seconds": database.rows(_SECONDS)[0],
-            "resources": database.rows(_REWARDS.format(by="resource")),
+            "resources": database.rows(_REWARDS.format(by=_environment(run))),
         }
 
 
@@ -130,6 +132,12 @@ def _lines(values: Numbers) -> Iterator[tuple[str, str]]:
     if (wall := values["wall_seconds"]) and wall > 0:
         rates = f"{episodes / wall:,.1f} episodes/s, {values['completion_tokens'] / wall:,.0f} tokens/s"
         yield "took", f"{duration(wall)}, {rates}"
+
+
+def _environment(run: Path) -> str:
+    """What tells the environment of a row: the name a job with several has for it, else its reference."""
+    names = ", ".join(f"'{name}'" for name in environment_names(run))
+    return f"list_extract([{names}], task_index // {LANE_TASKS} + 1)" if names else "resource"
 
 
 def _resources(parts: Sequence[Numbers]) -> Table:

@@ -64,6 +64,8 @@ class Task:
     data: Mapping[str, Json] = field(default_factory=dict[str, Json])
     index: int = 0
     """Position in the task source: with the sample index it names an episode for ever."""
+    resource: str = ""
+    """Name of the environment it belongs to where a job has several."""
 
 
 class StopReason(StrEnum):

@@ -81,6 +81,33 @@ def test_a_conf_that_is_not_there_names_the_nearest(refused: Refused) -> None:
     assert refused.job(conf="two\nlines").startswith("two lines: no such file")
 
 
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("resources.b.name=conter", "resources.b.name: no resource 'conter', and no module:Class or .py file"),
+        ("resources.b.options.cuont=1", "resources.b: resource counter has no option 'cuont'; did you mean 'count'?"),
+        ("resources.b.options.count=0", "resources.b: resource counter: it gives no task"),
+        ("resources.b.tasks.path=tasks.jsnl", "resources.b.tasks.path: tasks.jsnl: no such file"),
+        ("resources.b.tasks.path=tasks.jsonl", "resources.b: tasks.jsonl:2: not JSON"),
+        ("agent.tools=[ad]", "agent.tools: calculator and counter have no tool 'ad'; did you mean 'add'?"),
+    ],
+)
+def test_one_of_several_environments(refused: Refused, override: str, line: str) -> None:
+    Path("tasks.jsonl").write_text(GOOD + "{\n")
+    first, second = "a: {name: calculator}", "b: {name: counter, options: {count: 2}}"
+    model = "model: {engine: scripted, turns: [a]}"
+    Path("mixed.yaml").write_text(f"run: {{dir: out}}\nresources: {{{first}, {second}}}\n{model}\n")
+    assert refused.job(override, conf="mixed.yaml").startswith(line)
+
+
+def test_the_first_task_of_each_environment_must_fit_the_model(refused: Refused) -> None:
+    Path("long.jsonl").write_text('{"id": "a", "prompt": "' + "word " * 10**5 + '"}\n')
+    resources = "resources: {a: {name: counter}, b: {name: counter, tasks: {path: long.jsonl}}}"
+    Path("mixed.yaml").write_text(f"run: {{dir: out}}\n{resources}\nmodel: {{engine: scripted, turns: [a]}}\n")
+    line = refused.job(conf="mixed.yaml")
+    assert line.startswith("resources.b.tasks.path: long.jsonl: task 'a' opens with 400,098 tokens")
+
+
 GOOD = '{"id": "a", "prompt": "hi"}\n'
 
 

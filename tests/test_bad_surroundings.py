@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from refused import JOB, NOBODY, Refused
 
-from actors.check import check, make_resource
+from actors.check import check, make_resources
 from rollout.config import load
 from rollout.dataset import Committer
 from rollout.run_folder import create_or_resume, locked
@@ -31,7 +31,7 @@ BARE = {
 def begun() -> str:
     """Makes `out` a run of job.yaml that has no row yet; its id."""
     config = load(Path("job.yaml"))
-    run = create_or_resume(config, check(config, make_resource(config)), resume=False, force=False)
+    run = create_or_resume(config, check(config, make_resources(config)), resume=False, force=False)
     Committer(run.episodes, run.run_id)
     return run.run_id
 

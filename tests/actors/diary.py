@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -31,6 +32,7 @@ class Diary(Counter):
         down: Tasks whose tool cannot work.
         deadly: Tasks whose session takes the host down.
         offloads: Scores in another process.
+        gate: A file without which its tool waits.
     """
 
     name = "diary"
@@ -42,12 +44,14 @@ class Diary(Counter):
         down: tuple[int, ...] = (),
         deadly: tuple[int, ...] = (),
         offloads: bool = False,
+        gate: str | None = None,
     ) -> None:
         super().__init__(count)
         self._path = path
         self._down = down
         self._deadly = deadly
         self._offloads = offloads
+        self._gate = gate
 
     def tasks(self, seed: int) -> Iterator[Task]:
         for task in super().tasks(seed):
@@ -70,6 +74,8 @@ class Diary(Counter):
         """
         if session.index in self._down:
             raise ResourceDown("no disk")
+        while self._gate is not None and not os.path.exists(self._gate):  # noqa: ASYNC110, ASYNC240 - files do not call
+            await asyncio.sleep(0.05)
         session.total += amount
         return session.total
 

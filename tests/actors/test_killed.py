@@ -91,7 +91,7 @@ def test_a_killed_actor_costs_a_retry_at_most(jobs: Jobs, head: Head, title: str
     if title == "ray::ResourceHost":
         assert 1 <= sum((opened - closed).values()) <= 10, "those that died with the host"
     else:
-        assert_closed(path, at_once=20)  # those of a killed runner stay open until the job ends
+        assert_closed(path, at_once=20)  # those of a killed runner are closed a moment after others have begun
 
 
 def test_a_runner_that_wakes_after_it_was_given_up_adds_no_row(jobs: Jobs, head: Head) -> None:

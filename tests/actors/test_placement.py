@@ -12,13 +12,15 @@ from typing import Any
 import pytest
 import ray
 from ray import serve
+from ray._private.state import actors
 from ray.cluster_utils import Cluster
 from ray.util import placement_group_table
 
+from actors.cluster import new_host
 from actors.engine import EngineFactory, ScriptedEngine
 from actors.model import deploy, undeploy
 from actors.placement import Ask
-from rollout.config import CHECKOUT, JobConfig, VllmConfig, load
+from rollout.config import CHECKOUT, JobConfig, ResourceConfig, VllmConfig, load
 from rollout.errors import UserError
 
 NODES, GPUS = 8, 8
@@ -122,6 +124,21 @@ async def test_a_replica_larger_than_a_node_is_packed_over_two(cluster: Cluster)
         await asyncio.to_thread(undeploy, "large")
     assert [group["strategy"] for group in placed] == ["PACK"]
     assert len(set(placed[0]["bundles_to_node_id"].values())) == 2
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(400)
+async def test_hosts_are_spread_over_nodes(cluster: Cluster) -> None:
+    """All three would fit on the first one."""
+    hosts = [new_host(ResourceConfig(name="counter", cpus_per_host=0.05)) for _ in range(3)]
+    try:
+        offers = await asyncio.gather(*(host.offer.remote() for host in hosts))
+        homes = {host._actor_id.hex(): actors(host._actor_id.hex())["Address"]["NodeID"] for host in hosts}
+    finally:
+        for host in hosts:
+            ray.kill(host)
+    assert [offer.name for offer in offers] == ["counter"] * 3
+    assert len(set(homes.values())) == 3
 
 
 @pytest.mark.ray

@@ -5,8 +5,8 @@ import asyncio
 import pytest
 
 from actors import resource_host
-from actors.courier import Courier
-from actors.resource_host import HostedSessions, ResourceHost
+from actors.courier import Courier, Lost
+from actors.resource_host import HostedSession, HostedSessions, ResourceHost
 from resources.counter import Counter
 from rollout.errors import Unavailable
 from rollout.trajectory import StopReason, ToolCall, Transcript
@@ -41,6 +41,91 @@ async def test_a_host_that_stops_closes_what_is_left_and_takes_nothing_new() -> 
     with pytest.raises(Unavailable):
         await sessions.seed_session(TASK, 0, 60)
     assert (await host.counts())["open"] == 0
+
+
+async def test_what_a_runner_that_is_gone_has_left_is_closed_and_nothing_else() -> None:
+    host = ResourceHost("counter", {"count": 1}, 1)
+    offer = await host.offer()
+    gone, there = (HostedSessions([Courier(host.exchange, "host")], offer, name) for name in ("a", "b"))
+    for sessions in (gone, gone, there):
+        await sessions.seed_session(TASK, 0, 60)
+    await host.abandon("a")
+    assert await host.counts() == {"opened": 3, "closed": 2, "expired": 0, "open": 1}
+    with pytest.raises(Unavailable, match="the runner is gone"):
+        await gone.seed_session(TASK, 0, 60)
+    await there.seed_session(TASK, 0, 60)
+    assert (await host.counts())["open"] == 2
+
+
+def three(caps: int = 100) -> tuple[list[ResourceHost], list[Courier]]:
+    """Hosts and their couriers."""
+    hosts = [ResourceHost("counter", {"count": 1}, 1, caps) for _ in range(3)]
+    return hosts, [Courier(host.exchange, f"host {number}") for number, host in enumerate(hosts)]
+
+
+async def held(hosts: list[ResourceHost]) -> list[int]:
+    return [(await host.counts())["open"] for host in hosts]
+
+
+async def test_a_session_goes_to_the_host_with_the_fewest_of_ours() -> None:
+    hosts, couriers = three()
+    sessions = HostedSessions(couriers, await hosts[0].offer())
+    seeded = [await sessions.seed_session(TASK, 0, 60) for _ in range(9)]
+    assert await held(hosts) == [3, 3, 3]
+    used = [one.session for one in seeded if isinstance(one.session, HostedSession)]
+    for session in (session for session in used if session.host is used[0].host):
+        await session.close()
+        await session.close()  # which does not make its host look emptier
+    assert sorted(await held(hosts)) == [0, 3, 3]
+    await asyncio.gather(*(sessions.seed_session(TASK, 0, 60) for _ in range(6)))
+    assert await held(hosts) == [4, 4, 4]
+
+
+async def test_a_host_that_does_not_get_sessions_opened_is_asked_for_no_more_than_the_others() -> None:
+    hosts, couriers = three()
+
+    async def never(*_: object) -> bytes:
+        return await asyncio.Future()
+
+    sessions = HostedSessions([Courier(never, "stuck"), *couriers[1:]], await hosts[0].offer())
+    async with asyncio.TaskGroup() as group:
+        asked = [group.create_task(sessions.seed_session(TASK, 0, 60)) for _ in range(9)]
+        for _, opened in zip(range(6), asyncio.as_completed(asked), strict=False):
+            await opened
+        for task in asked:
+            task.cancel()
+    assert await held(hosts) == [0, 3, 3]
+
+
+async def test_where_one_host_is_full_another_one_is_asked_at_once() -> None:
+    hosts, couriers = three(caps=2)
+    offer = await hosts[0].offer()
+    others = HostedSessions(couriers[:2], offer)
+    for _ in range(4):
+        await others.seed_session(TASK, 0, 60)
+    sessions = HostedSessions(couriers, offer)
+    for _ in range(2):
+        await sessions.seed_session(TASK, 0, 60)
+    assert await held(hosts) == [2, 2, 2]
+    with pytest.raises(Unavailable, match="holds 2 sessions"):
+        await sessions.seed_session(TASK, 0, 60)
+
+
+async def test_a_host_that_dies_of_a_task_does_not_pass_it_on_by_itself_and_is_avoided() -> None:
+    hosts, couriers = three()
+
+    async def dies(*_: object) -> bytes:
+        raise ConnectionError("gone")
+
+    sessions = HostedSessions([Courier(dies, "dead"), *couriers[1:]], await hosts[0].offer())
+    lost = 0
+    for _ in range(9):
+        try:
+            await sessions.seed_session(TASK, 0, 60)
+        except Lost:
+            lost += 1
+    assert lost == 1
+    assert await held(hosts) == [0, 4, 4]
 
 
 async def test_sessions_end_with_their_time_also_at_a_host_that_was_never_asked_what_it_offers(

@@ -63,7 +63,7 @@ def test_overrides_are_yaml_and_are_converted(conf: Path) -> None:
     overrides = ("run.seed=7", "run.limits.turn_seconds=3", "model.turns=[x, y]", "resource.options.count=3")
     config = load(conf, (*overrides, "run.dir=2024", "agent.instructions=a=b", "agent.tools=null", "run.seed=1e1"))
     assert (config.run.seed, config.run.limits.turn_seconds, config.run.dir) == (10, 3.0, "2024")
-    assert (config.model.model_dump()["turns"], config.resource.options) == (("x", "y"), {"count": 3})
+    assert (config.model.model_dump()["turns"], config.environments[""].options) == (("x", "y"), {"count": 3})
     assert (config.agent.instructions, config.agent.tools) == ("a=b", None)
 
 
@@ -74,6 +74,56 @@ def test_a_conf_stands_on_the_files_its_defaults_name(tmp_path: Path) -> None:
     (job := tmp_path / "job.yaml").write_text("defaults: [base/all.yaml, fast.yaml]\nscheduler: {runners: 3}\n")
     scheduler = load(job, ["scheduler.cpus_per_runner=1"]).scheduler
     assert (scheduler.in_flight, scheduler.runners, scheduler.cpus_per_runner) == (99, 3, 1.0)
+
+
+MIXED = """
+run: {dir: runs/x}
+resources:
+  sums: {name: calculator, tasks: {count: 3}, weight: 2}
+  counts: {name: counter, hosts: 2, max_sessions: 5}
+model: {engine: scripted, turns: [a]}
+"""
+
+
+def test_a_job_has_one_environment_without_a_name_or_several_with_one(conf: Path) -> None:
+    config = load(conf, ["tasks.count=7", "resource.max_sessions=4"])
+    [(name, only)] = config.environments.items()
+    assert (name, only.name, only.tasks.count, only.max_sessions, only.weight) == ("", "counter", 7, 4, 1.0)
+    conf.write_text(MIXED)
+    config = load(conf, ["resources.sums.options.count=9"])
+    assert [(name, one.name, one.hosts, one.weight) for name, one in config.environments.items()] == [
+        ("counts", "counter", 2, 1.0),
+        ("sums", "calculator", 1, 2.0),
+    ]
+    assert (config.environments["sums"].tasks.count, config.environments["sums"].options) == (3, {"count": 9})
+    again: Any = OmegaConf.to_container(OmegaConf.create(dump(config)))
+    assert validate(again, "again") == config
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("resources.sums.nam=x", "resources.sums.nam: unknown key; did you mean 'name'?"),
+        ("resources.sums.tasks.pth=x", "resources.sums.tasks.pth: unknown key; did you mean 'path'?"),
+        ("resources.sums.xyz=1", "resources.sums.xyz: unknown key; known: cpus_per_host, hosts, max_sessions, name, "),
+        ("resources.more.hosts=2", "resources.more.name: missing; a value is needed"),
+        ("resources.sums.weight=0", "resources.sums.weight: input should be greater than 0, found 0"),
+        ("resources.sums.max_sessions=0", "resources.sums.max_sessions: input should be greater than 0, found 0"),
+        ("resources.2nd.name=counter", "resources.2nd: expected a name of letters, digits, - and _ that begins"),
+        ("resources.sums=5", "resources.sums: expected keys and values, found 5"),
+        ("resources=null", "resource: missing; a job needs resource, or resources with several"),
+        ("resource.name=counter", "resources: expected either resource or resources, found both"),
+        ("tasks.count=3", "tasks: each of resources has its own; give resources.counts.tasks"),
+    ],
+)
+def test_what_is_wrong_with_several_environments_is_named(conf: Path, override: str, said: str) -> None:
+    conf.write_text(MIXED)
+    assert wrong(conf, override).startswith(said)
+
+
+def test_several_environments_are_at_least_one(conf: Path) -> None:
+    conf.write_text("run: {dir: r}\nmodel: {engine: scripted, turns: [a]}\nresources: {}\n")
+    assert wrong(conf) == "resources: expected names and sections"
 
 
 def test_values_may_refer_to_others(conf: Path) -> None:
@@ -89,7 +139,7 @@ def test_values_may_refer_to_others(conf: Path) -> None:
         ("model.replica=2", "model.replica: unknown key; did you mean 'replicas'?"),
         ("model.sampling.temprature=1", "model.sampling.temprature: unknown key; did you mean 'temperature'?"),
         ("modl.x=1", "modl: unknown key; did you mean 'model'?"),
-        ("xyz=1", "xyz: unknown key; known: agent, dataset, model, resource, run, scheduler, tasks"),
+        ("xyz=1", "xyz: unknown key; known: agent, dataset, model, resource, resources, run, scheduler, tasks"),
         ("model.engine=vlm", "model.engine: there is no engine 'vlm'; did you mean 'vllm'?"),
         ("model.replicas=abc", "model.replicas: input should be a valid integer"),
         ("scheduler.in_flight=0", "scheduler.in_flight: input should be greater than 0, found 0"),

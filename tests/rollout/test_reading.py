@@ -4,23 +4,27 @@ import csv
 import io
 import json
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from rich.console import Console
 
 from resources.counter import Counter
+from rollout.config import validate
 from rollout.database import opened
 from rollout.dataset import Committer, write_file
 from rollout.episode import Setting, run_episode
 from rollout.errors import ResourceDown, UserError
+from rollout.mixture import LANE_TASKS
 from rollout.protocols import Policy
 from rollout.reading import query, show, stats
 from rollout.rows import to_table
+from rollout.run_folder import Run
 from rollout.scripted import ScriptedPolicy
 from rollout.segments import hermes
 from rollout.sessions import LocalSessions, SessionTable
@@ -153,6 +157,28 @@ async def test_several_resources_get_a_line_each(run: Path) -> None:
     lines = [line.split() for line in summary(run).splitlines()]
     assert ["counter", "4", "0.333", "±", "0.222", "2.00", "1"] in lines
     assert ["other", "1", "1.000", "3.00", "0"] in lines
+
+
+async def test_environments_of_one_kind_are_told_apart_by_their_names(run: Path) -> None:
+    raw = {"run": {"dir": str(run)}, "model": {"engine": "scripted", "turns": ["a"]}}
+    config = validate({**raw, "resources": {"easy": {"name": "counter"}, "hard": {"name": "counter"}}}, "test")
+    _write_run(Run("run", "now", config.model_dump(mode="json"), {}), run)
+    first, second = await play(0, 0, POOR), await play(1, 0, POOR)
+    commit(run, *(_in_second_environment(one) for one in (first, second)))
+    lines = [line.split() for line in summary(run).splitlines()]
+    assert ["easy", "4", "0.333", "±", "0.222", "2.00", "1"] in lines
+    assert ["hard", "2", "0.000", "±", "0.000", "4.00", "0"] in lines
+    assert numbers(run)["tasks"] == 4, "two of them are called alike"
+
+
+def _in_second_environment(trajectory: Trajectory) -> Trajectory:
+    task = trajectory.lease.task
+    task = replace(task, index=task.index + LANE_TASKS, resource="hard")
+    return replace(trajectory, lease=replace(trajectory.lease, task=task))
+
+
+def _write_run(run: Run, folder: Path) -> None:
+    (folder / "run.yaml").write_text(yaml.safe_dump(asdict(run)))
 
 
 async def test_stats_for_people_and_programs(run: Path) -> None:

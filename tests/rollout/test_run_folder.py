@@ -114,6 +114,33 @@ def test_invariant_8_what_was_forced_is_recorded_and_is_what_counts_from_then_on
     assert len(resume(tmp_path, force=True).forced) == 4
 
 
+def mixture(folder: Path, **resources: dict[str, Any]) -> JobConfig:
+    """A job with several environments."""
+    model = {"engine": "scripted", "turns": ["a"]}
+    return validate({"run": {"dir": str(folder)}, "resources": resources, "model": model}, "test")
+
+
+def test_invariant_8_each_of_several_environments_must_be_the_same_and_may_be_faster(tmp_path: Path) -> None:
+    slow, fast = {"name": "counter"}, {"name": "counter", "hosts": 3, "max_sessions": 9, "weight": 2}
+    other = {"name": "counter", "tasks": {"count": 2}}
+    run = create_or_resume(mixture(tmp_path, a=slow, b=slow), DIGESTS, resume=False, force=False)
+    again = create_or_resume(mixture(tmp_path, b=fast, a=slow), DIGESTS, resume=True, force=False)
+    assert (again.run_id, again.config["resources"]["b"]["hosts"]) == (run.run_id, 3)
+    with pytest.raises(UserError, match=r"resources\.b\.tasks\.count was None, is 2 now"):
+        create_or_resume(mixture(tmp_path, a=slow, b=other), DIGESTS, resume=True, force=False)
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_invariant_1_the_names_that_number_the_tasks_cannot_change(tmp_path: Path, force: bool) -> None:
+    one = {"name": "counter"}
+    create_or_resume(mixture(tmp_path / "m", b=one, c=one), DIGESTS, resume=False, force=False)
+    with pytest.raises(UserError, match="the run's are b, c, the job's a, b, c: not even --force"):
+        create_or_resume(mixture(tmp_path / "m", a=one, b=one, c=one), DIGESTS, resume=True, force=force)
+    start(tmp_path / "s")
+    with pytest.raises(UserError, match="the run's are one without a name, the job's a: not even --force"):
+        create_or_resume(mixture(tmp_path / "s", a=one), DIGESTS, resume=True, force=force)
+
+
 def test_only_one_driver_is_in_a_folder(tmp_path: Path) -> None:
     with locked(tmp_path / "run"):
         with pytest.raises(UserError, match=r"process \d+ is running it"), locked(tmp_path / "run"):
