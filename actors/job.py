@@ -17,11 +17,15 @@ from actors.setting import Names
 from rollout.config import JobConfig
 from rollout.dataset import Committer
 from rollout.errors import UserError
+from rollout.expectation import History, read_history
+from rollout.lanes import LOOK_AHEAD, Lane
 from rollout.live import Live
+from rollout.pacing import Pace
 from rollout.resource import Resource
 from rollout.run_folder import Run, check_folder, create_or_resume, locked, take_back
 from rollout.scheduling import Scheduler, samples
 from rollout.tasks import count_tasks, read_tasks
+from rollout.trajectory import Lease
 
 
 def run_job(config: JobConfig, address: str | None, resume: bool, force: bool) -> bool:
@@ -34,6 +38,7 @@ def run_job(config: JobConfig, address: str | None, resume: bool, force: bool) -
     check_folder(folder, resume)
     resource = make_resource(config)
     digests = check(config, resource)
+    history = read_history(Path(path)) if (path := config.scheduler.history) else None
     with locked(folder):
         run = create_or_resume(config, digests, resume, force)
         committer = Committer(run.episodes, run.run_id)
@@ -41,7 +46,7 @@ def run_job(config: JobConfig, address: str | None, resume: bool, force: bool) -
         try:
             if connect(address):
                 check_room(config)
-            return asyncio.run(_play(config, run, resource, committer))
+            return asyncio.run(_play(config, run, resource, committer, history))
         except UserError:
             if not resume and not committer.last:
                 take_back(run)
@@ -52,15 +57,14 @@ def run_job(config: JobConfig, address: str | None, resume: bool, force: bool) -
             disconnect()
 
 
-async def _play(config: JobConfig, run: Run, resource: Resource, committer: Committer) -> bool:
-    each = config.run.samples_per_task
+async def _play(config: JobConfig, run: Run, resource: Resource, committer: Committer, history: History | None) -> bool:
+    each = config.run.group_size
     done = committer.done(each)
     tasks = read_tasks(config.tasks, resource, config.run.seed)
     source = samples(tasks, run.run_id, each, config.run.seed, done, config.scheduler.max_attempts)
     if (first := next(source, None)) is None:
         return True
-    in_flight, attempts = config.scheduler.in_flight, config.scheduler.max_attempts
-    scheduler = Scheduler(itertools.chain([first], source), in_flight, attempts)
+    scheduler = _scheduler(config, itertools.chain([first], source), history)
     count = count_tasks(config.tasks, resource)
     total = count * each if count is not None else None
     live = Live(already=len(done))
@@ -69,6 +73,15 @@ async def _play(config: JobConfig, run: Run, resource: Resource, committer: Comm
             driver = _driver(config, cluster, scheduler, committer, live, total)
             drivers.append(driver)
             return await driver.run(config.scheduler.runners)
+
+
+def _scheduler(config: JobConfig, source: Iterator[Lease], history: History | None) -> Scheduler:
+    knobs, name = config.scheduler, config.resource.name
+    expected = (lambda task: history.expected(name, task.id)) if history else None
+    lane = Lane(source, expected=expected, look_ahead=max(LOOK_AHEAD, 4 * knobs.in_flight))
+    wanted = config.run.samples_per_task if config.run.over_sample else None
+    pace = Pace(knobs.in_flight, knobs.least_in_flight) if knobs.adaptive else None
+    return Scheduler([lane], knobs.in_flight, knobs.max_attempts, wanted, pace)
 
 
 def _driver(

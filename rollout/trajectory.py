@@ -64,10 +64,12 @@ class Task:
     data: Mapping[str, Json] = field(default_factory=dict[str, Json])
     index: int = 0
     """Position in the task source: with the sample index it names an episode for ever."""
+    resource: str = ""
+    """Name of the environment it belongs to where a job has several."""
 
 
 class StopReason(StrEnum):
-    """Why an episode ended. The first two are terminations; the next four truncations; the last one neither."""
+    """Why an episode ended. The first two are terminations; the next four truncations; the last two neither."""
 
     DONE = "done"
     """The policy answered without calling a tool."""
@@ -82,6 +84,8 @@ class StopReason(StrEnum):
     """The episode's deadline, less the time kept back for scoring."""
     FAILED = "failed"
     """Something outside the policy broke; see the failure."""
+    DROPPED = "dropped"
+    """It was broken off or never begun because nobody wants it any more; see the drop reason."""
 
     @property
     def truncated(self) -> bool:
