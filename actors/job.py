@@ -78,7 +78,7 @@ async def _play(config: JobConfig, run: Run, resource: Resource, committer: Comm
 def _scheduler(config: JobConfig, source: Iterator[Lease], history: History | None) -> Scheduler:
     knobs, name = config.scheduler, config.resource.name
     expected = (lambda task: history.expected(name, task.id)) if history else None
-    lane = Lane(source, expected=expected, look_ahead=max(LOOK_AHEAD, 4 * knobs.in_flight))
+    lane = Lane(source, expected=expected, look_ahead=LOOK_AHEAD * knobs.in_flight)
     wanted = config.run.samples_per_task if config.run.over_sample else None
     pace = Pace(knobs.in_flight, knobs.least_in_flight) if knobs.adaptive else None
     return Scheduler([lane], knobs.in_flight, knobs.max_attempts, wanted, pace)

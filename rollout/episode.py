@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 from rollout.errors import BoundaryError, ContextExceeded, UserError, boundary
 from rollout.lifetime import opened
 from rollout.protocols import Ledger, Policy, Recorded, Seeded, Session, Sessions
-from rollout.tool_use import TRANSPORT_SECONDS, use_tools
+from rollout.tool_use import TRANSPORT_SECONDS, unanswered, use_tools
 from rollout.trajectory import (
     Agent,
     Completion,
@@ -64,7 +64,7 @@ async def run_episode(lease: Lease, setting: Setting, drops: Mapping[str, str] |
     bug raises, and when it is cancelled, unless `drops` has a reason for its episode by then: that is the trajectory
     as far as it came, without a reward. The session is closed on every path.
     """
-    return await _Episode(lease, setting, drops or {}).play()
+    return await _Episode(lease, setting, {} if drops is None else drops).play()
 
 
 @dataclass(slots=True)
@@ -194,7 +194,11 @@ class _Episode:
             return []
         began = time.monotonic()
         seconds = max(0.1, min(self.setting.limits.tool_seconds, self._seconds_left()))
-        used = await use_tools(seeded.session, calls, [spec.name for spec in tools], seconds, cut)
+        try:
+            used = await use_tools(seeded.session, calls, [spec.name for spec in tools], seconds, cut)
+        except asyncio.CancelledError:  # where the turn is kept all the same, so are its calls
+            self.turns[-1] = replace(self.turns[-1], tool_uses=unanswered(calls))
+            raise
         self.tool_seconds += time.monotonic() - began
         self.turns[-1] = replace(self.turns[-1], tool_uses=used.uses)
         said = [_answer(use, implied) for use in used.uses]

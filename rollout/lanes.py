@@ -14,8 +14,8 @@ from rollout.trajectory import Lease, Task
 
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
 """Seconds before a sample is tried again: the first pause, doubled with each attempt, up to the longest."""
-LOOK_AHEAD = 1024
-"""Samples of a lane that are read ahead to find the longest among them."""
+LOOK_AHEAD = 16
+"""Samples that are read ahead to find the longest among them, for each that may be in flight."""
 OVERTAKEN = 4
 """How many times its look-ahead may overtake a short task before it goes first: no task waits for ever."""
 
@@ -58,7 +58,8 @@ class Lane:
     """Episodes that may run at once: sessions that its hosts hold."""
     expected: Callable[[Task], float] | None = None
     """How long an episode of a task takes, in seconds."""
-    look_ahead: int = LOOK_AHEAD
+    look_ahead: int = 4096
+    """Samples that are read ahead where `expected` is known."""
     running: int = 0
     """Episodes being played now."""
     exhausted: bool = False

@@ -260,6 +260,7 @@ class Scheduler:
         if (group := lane.read()) is None:
             return
         first = group.waiting[0]
+        assert first.group_id not in self._groups, f"{first.group_id}: samples of a group come next to each other"
         self._groups[first.group_id] = group
         if not self._cancelled:
             return

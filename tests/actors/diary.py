@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+from collections import Counter as Tally
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from uuid import uuid4
@@ -20,6 +22,7 @@ class Entry(Count):
 
     key: str = ""
     index: int = 0
+    hangs: bool = False
 
 
 class Diary(Counter):
@@ -31,6 +34,7 @@ class Diary(Counter):
         down: Tasks whose tool cannot work.
         deadly: Tasks whose session takes the host down.
         offloads: Scores in another process.
+        quick: Sessions of a task whose tool answers; that of all others hangs. For one host.
     """
 
     name = "diary"
@@ -42,12 +46,15 @@ class Diary(Counter):
         down: tuple[int, ...] = (),
         deadly: tuple[int, ...] = (),
         offloads: bool = False,
+        quick: int | None = None,
     ) -> None:
         super().__init__(count)
         self._path = path
         self._down = down
         self._deadly = deadly
         self._offloads = offloads
+        self._quick = quick
+        self._sessions: Tally[int] = Tally()
 
     def tasks(self, seed: int) -> Iterator[Task]:
         for task in super().tasks(seed):
@@ -58,6 +65,8 @@ class Diary(Counter):
         if index in self._deadly:
             os._exit(1)
         entry = Entry(int(task.data["target"]), key=uuid4().hex, index=index)
+        self._sessions[index] += 1
+        entry.hangs = self._quick is not None and self._sessions[index] > self._quick
         self._write(f"open {entry.key} {index}")
         return entry
 
@@ -70,6 +79,8 @@ class Diary(Counter):
         """
         if session.index in self._down:
             raise ResourceDown("no disk")
+        if session.hangs:
+            await asyncio.sleep(3600)
         session.total += amount
         return session.total
 

@@ -272,6 +272,19 @@ def test_cancelled_groups_and_samples_become_rows_with_the_reason() -> None:
     assert dropped(last) == [("run-3-0", "stale"), ("run-3-1", "stale"), ("run-3-2", "stale")]
     assert not last.leases
     assert last.draining
+    chosen.settle("a", [*orders.drops, *held, "run-1-0", "run-1-2", "run-2-1", "run-3-0", "run-3-1", "run-3-2"])
+    assert chosen.finished
+    assert not chosen._cancelled, "nothing is remembered of them"
+
+
+def test_a_group_that_was_cancelled_keeps_that_reason() -> None:
+    chosen = scheduler(1, 2, each=3, wanted=1)
+    chosen.add_runner("a")
+    first, second = given(chosen, "a")
+    chosen.cancel(["run-0"], "stale")
+    play(chosen, "a", [first])
+    orders = chosen.assign("a", 0.0)
+    assert (orders.drops, dropped(orders)) == ({second: "stale"}, [("run-0-2", "stale")])
 
 
 def test_a_cancelled_sample_that_fails_is_not_tried_again() -> None:
