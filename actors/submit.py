@@ -102,6 +102,8 @@ def _pack(config: JobConfig, folder: Path) -> None:
     """What the job needs of this machine, under names that hold over there."""
     tree = config.model_dump(mode="json")
     tree["run"]["dir"] = str(Path(config.run.dir).resolve())
+    if config.scheduler.history is not None:
+        tree["scheduler"]["history"] = str(Path(config.scheduler.history).resolve())
     if config.tasks.path is not None:
         tree["tasks"]["path"] = _take(Path(config.tasks.path), folder, "tasks.path")
     file, colon, name = config.resource.name.partition(":")

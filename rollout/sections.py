@@ -209,7 +209,7 @@ class SchedulerConfig(Section):
     least_in_flight: PositiveInt = 1
     """Never fewer than this."""
     history: PathText | None = None
-    """A run whose episodes tell how long each task takes: the longest are then started first."""
+    """A run whose episodes tell how long each task takes: the longest of those read ahead then start first."""
     runners: PositiveInt = 1
     """Actors that run episodes."""
     cpus_per_runner: Annotated[float, Field(ge=0)] = 0.1
