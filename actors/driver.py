@@ -23,7 +23,7 @@ from rollout.dataset import Committer, RowFile, write_file
 from rollout.errors import BoundaryError, RolloutError, UserError, boundary
 from rollout.live import Live
 from rollout.rows import to_table
-from rollout.scheduling import Orphan, Scheduler
+from rollout.scheduling import Orders, Orphan, Scheduler
 from rollout.tally import Tally
 from rollout.trajectory import FailureKind, Lease, StopReason, Trajectory
 
@@ -115,8 +115,7 @@ class Driver:
             await _answer(runner.start.remote())
         files: list[Written] = []
         while not self._over:
-            leases = self._assign(name)
-            working = runner.work.remote(leases, self.scheduler.drained, HOLD_SECONDS)
+            working = runner.work.remote(self._orders(name))
             await self._keep(name, files)  # while the runner works: free slots must not wait for the disk
             async with boundary(FailureKind.LOST, name, HOLD_SECONDS + SILENT_SECONDS):
                 report = await _answer(working)
@@ -129,21 +128,21 @@ class Driver:
         await self._keep(name, [*files, *self._absorb(name, report)])
         self.end_runner(self._runners.pop(name))
 
-    def _assign(self, name: str) -> list[Lease]:
-        """New leases; none when the tasks turn out to be wrong, which ends the run in order."""
+    def _orders(self, name: str) -> Orders:
+        """New leases and drops; none when the tasks turn out to be wrong, which ends the run in order."""
         try:
-            return self.scheduler.assign(name)
+            return self.scheduler.assign(name, time.monotonic(), HOLD_SECONDS)
         except UserError as error:
             self._give_up(error)
-            return []
+            return Orders(hold=HOLD_SECONDS)
 
     def _absorb(self, name: str, report: Report) -> list[Written]:
         """Takes in what a runner tells, but for its files, which are left to commit."""
         self.tally += report.tally
-        self.scheduler.finish(name, report.finished)
+        self.scheduler.finish(name, report.finished, report.bad)
         for episode_id, failure in report.given_back:
             log.info("%s will be tried again: %s at %s: %s", episode_id, failure.kind, failure.where, failure.message)
-            self.scheduler.give_back(name, episode_id)
+            self.scheduler.give_back(name, episode_id, time.monotonic())
         if report.fatal is not None:
             self._give_up(Stuck(report.fatal))
         return report.files
@@ -167,7 +166,7 @@ class Driver:
         """Gives a runner up: its samples go to others, or become failed rows when they have no attempt left."""
         log.warning("%s is lost: %s", name, why)
         self.end_runner(self._runners.pop(name))
-        orphans = self.scheduler.lose_runner(name, why)
+        orphans = self.scheduler.lose_runner(name, why, time.monotonic())
         if orphans:
             try:
                 await self._write_orphans(orphans)

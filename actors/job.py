@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,8 +16,11 @@ from actors.setting import Names
 from rollout.config import JobConfig
 from rollout.dataset import Committer
 from rollout.errors import UserError
+from rollout.expectation import History, read_history
+from rollout.lanes import Lane
 from rollout.live import Live
-from rollout.mixture import count_episodes, interleaved, lanes_of
+from rollout.mixture import count_episodes, lanes_of
+from rollout.pacing import Pace
 from rollout.resource import Resource
 from rollout.run_folder import Run, check_folder, create_or_resume, locked, take_back
 from rollout.scheduling import Scheduler
@@ -33,6 +36,7 @@ def run_job(config: JobConfig, address: str | None, resume: bool, force: bool) -
     check_folder(folder, resume)
     resources = make_resources(config)
     digests = check(config, resources)
+    history = read_history(Path(path)) if (path := config.scheduler.history) else None
     with locked(folder):
         run = create_or_resume(config, digests, resume, force)
         committer = Committer(run.episodes, run.run_id)
@@ -40,7 +44,7 @@ def run_job(config: JobConfig, address: str | None, resume: bool, force: bool) -
         try:
             if connect(address):
                 check_room(config)
-            return asyncio.run(_play(config, run, resources, committer))
+            return asyncio.run(_play(config, run, resources, committer, history))
         except UserError:
             if not resume and not committer.last:
                 take_back(run)
@@ -51,13 +55,14 @@ def run_job(config: JobConfig, address: str | None, resume: bool, force: bool) -
             disconnect()
 
 
-async def _play(config: JobConfig, run: Run, resources: Mapping[str, Resource], committer: Committer) -> bool:
-    done = committer.done(config.run.samples_per_task)
-    lanes = lanes_of(config, resources, run.run_id, done)
+async def _play(
+    config: JobConfig, run: Run, resources: Mapping[str, Resource], committer: Committer, history: History | None
+) -> bool:
+    done = committer.done(config.run.group_size)
+    lanes = lanes_of(config, resources, run.run_id, done, history)
     if not lanes:
         return True
-    in_flight = min(config.scheduler.in_flight, sum(lane.limit for lane in lanes))
-    scheduler = Scheduler(interleaved(lanes), in_flight, config.scheduler.max_attempts)
+    scheduler = _scheduler(config, lanes)
     total = count_episodes(config, resources)
     live = Live(already=len(done))
     with live, _interruptible() as drivers:
@@ -65,6 +70,13 @@ async def _play(config: JobConfig, run: Run, resources: Mapping[str, Resource], 
             driver = _driver(config, cluster, scheduler, committer, live, total)
             drivers.append(driver)
             return await driver.run(config.scheduler.runners)
+
+
+def _scheduler(config: JobConfig, lanes: Sequence[Lane]) -> Scheduler:
+    knobs = config.scheduler
+    wanted = config.run.samples_per_task if config.run.over_sample else None
+    pace = Pace(knobs.in_flight, knobs.least_in_flight) if knobs.adaptive else None
+    return Scheduler(lanes, knobs.in_flight, knobs.max_attempts, wanted, pace)
 
 
 def _driver(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import ray
 
@@ -19,6 +19,7 @@ from rollout.episode import Setting, run_episode
 from rollout.errors import RolloutError, describe
 from rollout.process import collect_rarely, open_many_files
 from rollout.rows import to_table
+from rollout.scheduling import Orders
 from rollout.tally import Tally
 from rollout.trajectory import Failure, FailureKind, Lease, StopReason, Trajectory
 
@@ -41,6 +42,9 @@ class Report:
     """What happened at a runner since the last report."""
 
     finished: list[str] = field(default_factory=list[str])
+    """Episodes whose rows are on the way."""
+    bad: list[str] = field(default_factory=list[str])
+    """Those of them that failed or were dropped."""
     given_back: list[tuple[str, Failure]] = field(default_factory=list[tuple[str, Failure]])
     files: list[Written] = field(default_factory=list[Written])
     tally: Tally = field(default_factory=Tally)
@@ -66,6 +70,8 @@ class EpisodeRunner:
         self._report = Report()
         self._news = asyncio.Event()
         self._draining = False
+        self._drops: dict[str, str] = {}
+        """Why episodes that are still played are being broken off."""
 
     async def start(self) -> None:
         """Connects to model and hosts, once. Raises UserError for what a person got wrong."""
@@ -74,17 +80,21 @@ class EpisodeRunner:
             self._settings = await build_settings(self._job, _own_name())
             collect_rarely()
 
-    async def work(self, leases: list[Lease], draining: bool, hold: float) -> Report:
-        """Takes leases; reports what ended, after at most `hold` seconds of nothing.
-
-        `draining` says that no more leases wait: rows are written as soon as nothing is played any more.
-        """
-        self._draining = draining
-        for lease in leases:
+    async def work(self, orders: Orders) -> Report:
+        """Does as it is told; reports what ended, after at most `orders.hold` seconds of nothing."""
+        assert self._settings, "start comes first"
+        self._draining = orders.draining
+        for lease in orders.leases:
             self._playing[lease.episode_id] = asyncio.create_task(self._play(lease))
+        for episode_id, reason in orders.drops.items():
+            if (task := self._playing.get(episode_id)) is not None:
+                self._drops[episode_id] = reason
+                task.cancel()
+        for lease, reason in orders.unplayed:
+            self._keep(replace(_nothing(lease, self._settings[lease.task.resource]), drop_reason=reason))
         self._flush_if_due()
         try:
-            async with asyncio.timeout(hold):
+            async with asyncio.timeout(orders.hold):
                 await self._news.wait()
             await asyncio.sleep(GATHER_SECONDS)
         except TimeoutError:
@@ -112,7 +122,7 @@ class EpisodeRunner:
     async def _play(self, lease: Lease) -> None:
         setting = self._settings[lease.task.resource]
         try:
-            trajectory = await run_episode(lease, setting)
+            trajectory = await run_episode(lease, setting, self._drops)
         except RolloutError as error:  # the job is wrong (a template that cannot go on, say): no episode can work
             self._tell_fatal(str(error))
             return
@@ -121,6 +131,7 @@ class EpisodeRunner:
             trajectory = _broken(lease, setting, error)
         finally:
             self._playing.pop(lease.episode_id, None)
+            self._drops.pop(lease.episode_id, None)
         self._end(trajectory)
 
     def _end(self, trajectory: Trajectory) -> None:
@@ -128,13 +139,18 @@ class EpisodeRunner:
         if failure is not None and not lease.final and failure.kind is not FailureKind.INTERNAL:
             self._report.given_back.append((lease.episode_id, failure))
         else:
-            if not self._rows:
-                self._oldest = time.monotonic()
-            self._rows.append(trajectory)
             self._report.finished.append(lease.episode_id)
-            self._report.tally += Tally.of(trajectory)
+            if failure is not None or trajectory.drop_reason is not None:
+                self._report.bad.append(lease.episode_id)
+            self._keep(trajectory)
         self._flush_if_due()
         self._news.set()
+
+    def _keep(self, trajectory: Trajectory) -> None:
+        if not self._rows:
+            self._oldest = time.monotonic()
+        self._rows.append(trajectory)
+        self._report.tally += Tally.of(trajectory)
 
     def _flush_if_due(self) -> None:
         dataset = self._job.config.dataset
@@ -169,6 +185,12 @@ def _own_name() -> str:
 
 
 def _broken(lease: Lease, setting: Setting, error: Exception) -> Trajectory:
+    failure = Failure(FailureKind.INTERNAL, "run_episode", describe(error))
+    return replace(_nothing(lease, setting), stop_reason=StopReason.FAILED, failure=failure)
+
+
+def _nothing(lease: Lease, setting: Setting) -> Trajectory:
+    """The row of a sample nothing was played of."""
     now = time.time()
     return Trajectory(
         lease=lease,
@@ -177,8 +199,7 @@ def _broken(lease: Lease, setting: Setting, error: Exception) -> Trajectory:
         model=setting.model,
         messages=lease.task.messages,
         turns=(),
-        stop_reason=StopReason.FAILED,
-        failure=Failure(FailureKind.INTERNAL, "run_episode", describe(error)),
+        stop_reason=StopReason.DROPPED,
         started_at=now,
         finished_at=now,
     )

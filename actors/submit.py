@@ -103,6 +103,8 @@ def _pack(config: JobConfig, folder: Path) -> None:
     """What the job needs of this machine, under names that hold over there."""
     tree = config.model_dump(mode="json")
     tree["run"]["dir"] = str(Path(config.run.dir).resolve())
+    if config.scheduler.history is not None:
+        tree["scheduler"]["history"] = str(Path(config.scheduler.history).resolve())
     for name, environment in config.environments.items():
         section = tree["resources"][name] if name else tree["resource"]
         tasks = section["tasks"] if name else tree["tasks"]

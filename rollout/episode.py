@@ -9,16 +9,17 @@ a turn is: environment or answer, turns, tokens, time, context.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from rollout.errors import BoundaryError, ContextExceeded, UserError, boundary
 from rollout.lifetime import opened
 from rollout.protocols import Ledger, Policy, Recorded, Seeded, Session, Sessions
-from rollout.tool_use import TRANSPORT_SECONDS, use_tools
+from rollout.tool_use import TRANSPORT_SECONDS, unanswered, use_tools
 from rollout.trajectory import (
     Agent,
     Completion,
@@ -56,19 +57,21 @@ class Setting:
     """Positions the model reaches; None leaves the check to the engine."""
 
 
-async def run_episode(lease: Lease, setting: Setting) -> Trajectory:
+async def run_episode(lease: Lease, setting: Setting, drops: Mapping[str, str] | None = None) -> Trajectory:
     """Plays one leased sample to its end and scores it.
 
     Never raises for what happens in an episode; raises UserError for a job that no episode can work in, whatever a
-    bug raises, and when it is cancelled. The session is closed on every path.
+    bug raises, and when it is cancelled, unless `drops` has a reason for its episode by then: that is the trajectory
+    as far as it came, without a reward. The session is closed on every path.
     """
-    return await _Episode(lease, setting).play()
+    return await _Episode(lease, setting, {} if drops is None else drops).play()
 
 
 @dataclass(slots=True)
 class _Episode:
     lease: Lease
     setting: Setting
+    drops: Mapping[str, str]
     messages: list[Message] = field(default_factory=list[Message])
     opening: int = 0
     turns: list[Turn] = field(default_factory=list[Turn])
@@ -80,6 +83,7 @@ class _Episode:
     async def play(self) -> Trajectory:
         score: Score | None = None
         failure: Failure | None = None
+        dropped: str | None = None
         stop = StopReason.FAILED
         setting = self.setting
         try:
@@ -88,8 +92,13 @@ class _Episode:
                 stop = await self._converse(seeded)
                 score = await self._verify(seeded.session, stop)
         except BoundaryError as error:
-            failure = error.failure
-        return self._trajectory(stop if failure is None else StopReason.FAILED, score, failure)
+            failure, stop = error.failure, StopReason.FAILED
+        except asyncio.CancelledError:
+            if (reason := self.drops.get(self.lease.episode_id)) is None:
+                raise
+            if score is None:  # else it had ended, only its session was still being closed
+                dropped, stop = reason, StopReason.DROPPED
+        return self._trajectory(stop, score, failure, dropped)
 
     async def _converse(self, seeded: Seeded) -> StopReason:
         agent = self.setting.agent
@@ -185,7 +194,11 @@ class _Episode:
             return []
         began = time.monotonic()
         seconds = max(0.1, min(self.setting.limits.tool_seconds, self._seconds_left()))
-        used = await use_tools(seeded.session, calls, [spec.name for spec in tools], seconds, cut)
+        try:
+            used = await use_tools(seeded.session, calls, [spec.name for spec in tools], seconds, cut)
+        except asyncio.CancelledError:  # where the turn is kept all the same, so are its calls
+            self.turns[-1] = replace(self.turns[-1], tool_uses=unanswered(calls))
+            raise
         self.tool_seconds += time.monotonic() - began
         self.turns[-1] = replace(self.turns[-1], tool_uses=used.uses)
         said = [_answer(use, implied) for use in used.uses]
@@ -244,7 +257,9 @@ class _Episode:
         ends = self.began + limits.episode_seconds - limits.verify_seconds - limits.close_seconds
         return ends - time.monotonic()
 
-    def _trajectory(self, stop: StopReason, score: Score | None, failure: Failure | None) -> Trajectory:
+    def _trajectory(
+        self, stop: StopReason, score: Score | None, failure: Failure | None, dropped: str | None
+    ) -> Trajectory:
         queue = sum(turn.completion.queue_seconds for turn in self.turns)
         model = sum(turn.model_seconds for turn in self.turns)
         seconds = Seconds(
@@ -264,6 +279,7 @@ class _Episode:
             stop_reason=stop,
             score=score,
             failure=failure,
+            drop_reason=dropped,
             seconds=seconds,
             started_at=self.started_at,
             finished_at=time.time(),

@@ -1,22 +1,32 @@
 """Who runs what: a pure state machine over leases. It owns no tasks, clocks or connections.
 
-    sample --assign--> running --finished--> written --settled--> gone
-              ^           |                     |
-              +--retry----+---- runner lost ----+
+    sample --assign--> running --finish--> written --settle--> gone
+              ^           |                   |
+              +--pause----+--- runner lost ---+
 
 A sample is handed out again only after its lease was given back or its runner was given up; from then on whatever the
 old runner says about it is refused, so a sample ends as one row however late somebody answers. Samples of a group are
-handed out next to each other; a retry is of one sample, never of its group, and goes first.
+handed out next to each other; a retry is of one sample, never of its group, waits for a pause that grows, and then goes
+first. A group that has enough good rows is closed: what of it is played is broken off, what is not begun is handed to a
+runner only to be written down, and every sample of it still becomes one row.
+
+The clock is an argument: seconds of any clock that never goes back.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from rollout.lanes import Group, Lane
+from rollout.load import Load
+from rollout.pacing import Pace
 from rollout.trajectory import Failure, FailureKind, Lease, Task
+
+STRAGGLER = "straggler"
+"""Drop reason of samples whose group had enough without them."""
 
 
 def samples(
@@ -35,10 +45,20 @@ def sample_seed(seed: int, task_index: int, sample_index: int) -> int:
     return int.from_bytes(digest, "big") >> 1
 
 
-@dataclass(slots=True)
-class _Runner:
-    running: dict[str, Lease] = field(default_factory=dict[str, Lease])
-    written: dict[str, Lease] = field(default_factory=dict[str, Lease])
+@dataclass(frozen=True, slots=True)
+class Orders:
+    """What a runner is to do next."""
+
+    leases: tuple[Lease, ...] = ()
+    """To play."""
+    drops: Mapping[str, str] = field(default_factory=dict[str, str])
+    """To break off where they are still played: drop reasons by episode."""
+    unplayed: tuple[tuple[Lease, str], ...] = ()
+    """To write down as dropped rows without playing them, each with its reason."""
+    draining: bool = False
+    """No more leases wait: rows need not wait for company."""
+    hold: float = 0.0
+    """How long a runner with nothing to tell may keep its answer, in seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,67 +70,112 @@ class Orphan:
 
 
 @dataclass(slots=True)
-class Scheduler:
-    """Hands out leases, at most `in_flight` running at once over all runners."""
+class _Runner:
+    running: dict[str, Lease] = field(default_factory=dict[str, Lease])
+    written: dict[str, tuple[Lease, bool]] = field(default_factory=dict[str, tuple[Lease, bool]])
+    """Leases whose row is on the way, and whether it is a good one."""
+    drops: dict[str, str] = field(default_factory=dict[str, str])
+    """What it is to be told to break off."""
 
-    source: Iterator[Lease]
-    in_flight: int
-    max_attempts: int
-    retries: int = 0
-    """Attempts beyond the first that were handed out."""
-    _runners: dict[str, _Runner] = field(default_factory=dict[str, _Runner])
-    _again: deque[Lease] = field(default_factory=deque[Lease])
-    _exhausted: bool = False
-    _stopped: bool = False
+
+class Scheduler:
+    """Hands out leases, at most `limit` running at once over all runners.
+
+    Every event costs time that depends on the group it is about, not on how many samples or runners there are.
+    """
+
+    def __init__(
+        self,
+        source: Iterator[Lease] | Sequence[Lane],
+        in_flight: int,
+        max_attempts: int,
+        wanted: int | None = None,
+        pace: Pace | None = None,
+    ) -> None:
+        """`source` gives the samples of the one environment, or is a lane for each.
+
+        `wanted` good rows close a group; without it all its samples are played to their end. `pace` makes the limit
+        follow what engines report; without it the limit is `in_flight`.
+        """
+        self.in_flight = in_flight
+        self.retries = 0
+        """Attempts beyond the first that were handed out."""
+        self._lanes = [Lane(source)] if isinstance(source, Iterator) else list(source)
+        self._max_attempts = max_attempts
+        self._wanted = wanted
+        self._pace = pace
+        self._runners: dict[str, _Runner] = {}
+        self._groups: dict[str, Group] = {}
+        self._unplayed: deque[tuple[Lease, str]] = deque()
+        self._cancelled: dict[str, str] = {}
+        """Reasons by episode or group: of groups that are not read yet, and of single samples without a row."""
+        self._running = 0
+        self._written = 0
+        self._stopped = False
+
+    @property
+    def limit(self) -> int:
+        """Episodes that may run now."""
+        return self.in_flight if self._pace is None else min(self.in_flight, self._pace.limit)
 
     @property
     def running(self) -> int:
         """Episodes being played now."""
-        return sum(len(runner.running) for runner in self._runners.values())
+        return self._running
 
     @property
     def held(self) -> int:
         """Samples handed out whose row is not committed yet."""
-        return sum(len(runner.running) + len(runner.written) for runner in self._runners.values())
+        return self._running + self._written
 
     @property
     def drained(self) -> bool:
         """True when nothing is left to hand out: runners need not wait for company to write their rows."""
-        return self._stopped or (self._exhausted and not self._again)
+        return self._stopped or (not self._unplayed and all(lane.drained for lane in self._lanes))
 
     @property
     def finished(self) -> bool:
         """True when nothing is left to hand out and every row is committed."""
         return self.drained and not self.held
 
+    def observe(self, loads: Mapping[str, Load], now: float) -> None:
+        """What replicas report of their engines, by name; those that report nothing new may be left out."""
+        if self._pace is not None:
+            self._pace.observe(loads, self._running, now)
+
     def add_runner(self, name: str) -> None:
         """A runner that may be given leases."""
         assert name not in self._runners, f"runner {name} is known already"
         self._runners[name] = _Runner()
 
-    def assign(self, name: str) -> list[Lease]:
-        """New leases for a runner: its share of what may still be in flight."""
+    def assign(self, name: str, now: float, hold: float = 0.0) -> Orders:
+        """What a runner is to do: new leases, its share of what may still be in flight, and what to drop."""
         runner = self._runners[name]
-        share = -(-self.in_flight // len(self._runners))
-        room = min(share - len(runner.running), self.in_flight - self.running)
+        share = -(-self.limit // len(self._runners))
+        room = min(share - len(runner.running), self.limit - self._running)
         leases: list[Lease] = []
-        while len(leases) < room and (lease := self._next()) is not None:
+        while len(leases) < room and (lease := self._next(name, now)) is not None:
             leases.append(lease)
-        runner.running.update({lease.episode_id: lease for lease in leases})
-        self.retries += sum(lease.attempt > 1 for lease in leases)
-        return leases
+            runner.running[lease.episode_id] = lease
+        drops, runner.drops = runner.drops, {}
+        return Orders(tuple(leases), drops, self._write_down(runner), self.drained, hold)
 
-    def finish(self, name: str, episode_ids: Iterable[str]) -> None:
-        """Episodes that ended; their rows are on the way. Frees their slots."""
+    def finish(self, name: str, episode_ids: Iterable[str], bad: Collection[str] = ()) -> None:
+        """Episodes that ended; their rows are on the way. Frees their slots. Those in `bad` failed or were dropped."""
         runner = self._runners[name]
         for episode_id in episode_ids:
-            runner.written[episode_id] = runner.running.pop(episode_id)
+            lease = runner.running[episode_id]
+            self._stop_running(runner, lease)
+            runner.written[episode_id] = lease, episode_id not in bad
+            self._written += 1
 
-    def give_back(self, name: str, episode_id: str) -> None:
+    def give_back(self, name: str, episode_id: str, now: float) -> None:
         """An attempt that failed outside the policy; the sample will be tried again."""
-        lease = self._runners[name].running.pop(episode_id)
+        runner = self._runners[name]
+        lease = runner.running[episode_id]
         assert not lease.final, "the last attempt becomes a row, it is not given back"
-        self._again.append(self._following(lease, name))
+        self._stop_running(runner, lease)
+        self._again(lease, name, now)
 
     def holds(self, name: str, episode_ids: Iterable[str]) -> bool:
         """True when the runner may turn these samples into rows: none was taken from it."""
@@ -118,34 +183,146 @@ class Scheduler:
         return runner is not None and all(episode_id in runner.written for episode_id in episode_ids)
 
     def settle(self, name: str, episode_ids: Iterable[str]) -> None:
-        """Samples whose rows are committed."""
-        for episode_id in episode_ids:
-            del self._runners[name].written[episode_id]
+        """Samples whose rows are committed. A group that has enough good ones now is closed.
 
-    def lose_runner(self, name: str, why: str) -> list[Orphan]:
+        Only committed rows count: those of a runner that dies with them must not leave their group short.
+        """
+        written = self._runners[name].written
+        for episode_id in episode_ids:
+            lease, good = written.pop(episode_id)
+            self._written -= 1
+            group = self._forget(lease)
+            group.good += good
+            if group.good == self._wanted and group.closed is None:
+                self._close(group, STRAGGLER)
+
+    def lose_runner(self, name: str, why: str, now: float) -> list[Orphan]:
         """Takes a runner out with all it held. Returns the samples that have no attempt left."""
-        runner = self._runners.pop(name)
+        runner = self._runners[name]
+        held = [*runner.running.values(), *(lease for lease, _ in runner.written.values())]
+        for lease in tuple(runner.running.values()):
+            self._stop_running(runner, lease)
+        self._written -= len(runner.written)
+        del self._runners[name]
         orphans: list[Orphan] = []
-        for lease in (*runner.running.values(), *runner.written.values()):
-            if lease.final:
+        for lease in held:
+            if lease.final and self._dropped(lease) is None:
                 orphans.append(Orphan(lease, Failure(FailureKind.LOST, name, why)))
+                self._forget(lease)
             else:
-                self._again.append(self._following(lease, name))
+                self._again(lease, name, now)
         return orphans
+
+    def cancel(self, ids: Iterable[str], reason: str) -> None:
+        """Drops groups and single samples, by group or episode id. What has ended stays; what has not becomes a row
+        with this drop reason, also when it was not read from its source yet."""
+        for one in ids:
+            if (group := self._groups.get(one)) is not None:
+                self._close(group, group.closed or reason)
+            elif (group := self._groups.get(one.rpartition("-")[0])) is not None:
+                self._drop_one(group, one, reason)
+            else:
+                self._cancelled[one] = reason
 
     def stop(self) -> None:
         """Hands out nothing more; what is held may still end."""
         self._stopped = True
 
-    def _next(self) -> Lease | None:
+    def _next(self, name: str, now: float) -> Lease | None:
+        """The next lease: of the lane that is furthest below its share and has one.
+
+        Weighted max-min over slots: a lane of slow episodes holds its slots longer and so is owed none while others
+        have work, and what a lane cannot use goes to the others at once.
+        """
         if self._stopped:
             return None
-        if self._again:
-            return self._again.popleft()
-        lease = next(self.source, None)
-        self._exhausted = lease is None
-        return lease
+        for lane in sorted((lane for lane in self._lanes if not lane.full), key=_load):
+            if (taken := self._take(lane, now)) is not None:
+                lease, group = taken
+                group.running[lease.episode_id] = name
+                lane.running += 1
+                self._running += 1
+                return lease
+        return None
 
-    def _following(self, lease: Lease, played_by: str) -> Lease:
-        attempt = lease.attempt + 1
-        return replace(lease, attempt=attempt, final=attempt >= self.max_attempts, played_by=played_by)
+    def _take(self, lane: Lane, now: float) -> tuple[Lease, Group] | None:
+        if (failed := lane.take_again(now)) is not None:
+            lease, group = failed
+            self.retries += 1
+            attempt = lease.attempt + 1
+            return replace(lease, attempt=attempt, final=attempt >= self._max_attempts), group
+        while lane.hungry:
+            self._read(lane)
+        return lane.take_new()
+
+    def _read(self, lane: Lane) -> None:
+        """Reads a group. What of it was cancelled before is dropped."""
+        if (group := lane.read()) is None:
+            return
+        first = group.waiting[0]
+        assert first.group_id not in self._groups, f"{first.group_id}: samples of a group come next to each other"
+        self._groups[first.group_id] = group
+        if not self._cancelled:
+            return
+        if (reason := self._cancelled.pop(first.group_id, None)) is not None:
+            self._close(group, reason)
+        for lease in tuple(group.waiting):
+            if (reason := self._cancelled.get(lease.episode_id)) is not None:
+                self._drop_one(group, lease.episode_id, reason)
+
+    def _again(self, lease: Lease, played_by: str, now: float) -> None:
+        """Another attempt after a pause, or none when the sample is not wanted any more."""
+        group = self._groups[lease.group_id]
+        if (reason := self._dropped(lease)) is not None:
+            self._unplayed.append((lease, reason))
+        else:
+            group.lane.pause(replace(lease, played_by=played_by), group, now)
+
+    def _dropped(self, lease: Lease) -> str | None:
+        """Why a sample is not wanted any more; None while it is."""
+        return self._groups[lease.group_id].closed or self._cancelled.get(lease.episode_id)
+
+    def _close(self, group: Group, reason: str) -> None:
+        """Drops what is left of a group."""
+        group.closed = reason
+        self._unplayed += [(lease, reason) for lease in group.lane.withdraw(group)]
+        for episode_id, name in group.running.items():
+            self._runners[name].drops[episode_id] = reason
+
+    def _drop_one(self, group: Group, episode_id: str, reason: str) -> None:
+        if (name := group.running.get(episode_id)) is not None:
+            self._runners[name].drops[episode_id] = self._cancelled[episode_id] = reason
+        elif (lease := group.lane.withdraw_one(group, episode_id)) is not None:
+            self._unplayed.append((lease, reason))
+            self._cancelled[episode_id] = reason
+
+    def _write_down(self, runner: _Runner) -> tuple[tuple[Lease, str], ...]:
+        """All that waits to become a dropped row; from now on the runner holds it as rows on the way."""
+        if self._stopped:
+            return ()
+        unplayed = tuple(self._unplayed)
+        self._unplayed.clear()
+        runner.written.update({lease.episode_id: (lease, False) for lease, _ in unplayed})
+        self._written += len(unplayed)
+        return unplayed
+
+    def _stop_running(self, runner: _Runner, lease: Lease) -> None:
+        group = self._groups[lease.group_id]
+        del runner.running[lease.episode_id]
+        del group.running[lease.episode_id]
+        runner.drops.pop(lease.episode_id, None)
+        group.lane.running -= 1
+        self._running -= 1
+
+    def _forget(self, lease: Lease) -> Group:
+        """The group of a sample that has its row; nothing is kept of a group that has all of them."""
+        group = self._groups[lease.group_id]
+        self._cancelled.pop(lease.episode_id, None)
+        group.open -= 1
+        if not group.open:
+            del self._groups[lease.group_id]
+        return group
+
+
+def _load(lane: Lane) -> float:
+    return lane.load

@@ -64,7 +64,14 @@ class RunConfig(Section):
     """Everything drawn at random on our side follows from it."""
     samples_per_task: PositiveInt = 1
     """Episodes a task: a group."""
+    over_sample: Annotated[int, Field(ge=0)] = 0
+    """Further episodes a task: when samples_per_task of them have ended well, the rest is dropped as stragglers."""
     limits: LimitsConfig = LimitsConfig()
+
+    @property
+    def group_size(self) -> int:
+        """Episodes that are scheduled for a task: so many rows it gets."""
+        return self.samples_per_task + self.over_sample
 
 
 class TasksConfig(Section):
@@ -217,12 +224,18 @@ class SchedulerConfig(Section):
     """How much runs at once, and how often it is tried."""
 
     in_flight: PositiveInt = 256
-    """Episodes at once over all runners."""
+    """Episodes at once over all runners, at most."""
+    adaptive: bool = True
+    """Fewer at once while an engine's KV cache is too full."""
+    least_in_flight: PositiveInt = 1
+    """Never fewer than this."""
+    history: PathText | None = None
+    """A run whose episodes tell how long each task takes: the longest of those read ahead then start first."""
     runners: PositiveInt = 1
     """Actors that run episodes."""
     cpus_per_runner: Annotated[float, Field(ge=0)] = 0.1
     max_attempts: PositiveInt = 3
-    """Tries a sample gets when something outside the policy breaks."""
+    """Tries a sample gets when something outside the policy breaks, after a pause that doubles from 1 s up to 60 s."""
     start_seconds: PositiveFloat = 120.0
     """How long the cluster may take to give what the job asks for."""
 

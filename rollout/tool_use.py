@@ -57,6 +57,12 @@ async def _use(
         return error
 
 
+def unanswered(calls: Sequence[ToolCall]) -> tuple[ToolUse, ...]:
+    """What becomes of calls whose episode is broken off while they run."""
+    result = ToolResult("", error="the episode was broken off before the answer came")
+    return tuple(ToolUse(call, result) for call in calls)
+
+
 def _sound(result: ToolResult) -> ToolResult:
     """The result, if it is one that a prompt and a row can hold. A tool may return anything."""
     if not isinstance(result.content, str):  # pyright: ignore[reportUnnecessaryIsInstance]

@@ -69,7 +69,7 @@ class Task:
 
 
 class StopReason(StrEnum):
-    """Why an episode ended. The first two are terminations; the next four truncations; the last one neither."""
+    """Why an episode ended. The first two are terminations; the next four truncations; the last two neither."""
 
     DONE = "done"
     """The policy answered without calling a tool."""
@@ -84,6 +84,8 @@ class StopReason(StrEnum):
     """The episode's deadline, less the time kept back for scoring."""
     FAILED = "failed"
     """Something outside the policy broke; see the failure."""
+    DROPPED = "dropped"
+    """It was broken off or never begun because nobody wants it any more; see the drop reason."""
 
     @property
     def truncated(self) -> bool:

@@ -20,6 +20,8 @@ from rollout.template import BUNDLED
         ("model.sampling.temprature=1", "unknown key; did you mean 'temperature'?"),
         ("run.seed=abc", "job.yaml: run.seed: input should be a valid integer"),
         ("run.samples_per_task=0", "run.samples_per_task: input should be greater than 0, found 0"),
+        ("run.over_sample=-1", "run.over_sample: input should be greater than or equal to 0, found -1"),
+        ("scheduler.history=gone", "scheduler.history: gone: no run here: expected gone/episodes"),
         ("run.limits.turn_seconds=.nan", "run.limits.turn_seconds: input should be a finite number"),
         ("run=3", "job.yaml: run: expected keys and values, found 3"),
         ("run=[1]", "run=[1]: cannot be set"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections import Counter as Tally
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from uuid import uuid4
@@ -21,6 +22,7 @@ class Entry(Count):
 
     key: str = ""
     index: int = 0
+    hangs: bool = False
 
 
 class Diary(Counter):
@@ -33,6 +35,7 @@ class Diary(Counter):
         deadly: Tasks whose session takes the host down.
         offloads: Scores in another process.
         gate: A file without which its tool waits.
+        quick: Sessions of a task whose tool answers; that of all others hangs. For one host.
     """
 
     name = "diary"
@@ -45,6 +48,7 @@ class Diary(Counter):
         deadly: tuple[int, ...] = (),
         offloads: bool = False,
         gate: str | None = None,
+        quick: int | None = None,
     ) -> None:
         super().__init__(count)
         self._path = path
@@ -52,6 +56,8 @@ class Diary(Counter):
         self._deadly = deadly
         self._offloads = offloads
         self._gate = gate
+        self._quick = quick
+        self._sessions: Tally[int] = Tally()
 
     def tasks(self, seed: int) -> Iterator[Task]:
         for task in super().tasks(seed):
@@ -62,6 +68,8 @@ class Diary(Counter):
         if index in self._deadly:
             os._exit(1)
         entry = Entry(int(task.data["target"]), key=uuid4().hex, index=index)
+        self._sessions[index] += 1
+        entry.hangs = self._quick is not None and self._sessions[index] > self._quick
         self._write(f"open {entry.key} {index}")
         return entry
 
@@ -76,6 +84,8 @@ class Diary(Counter):
             raise ResourceDown("no disk")
         while self._gate is not None and not os.path.exists(self._gate):  # noqa: ASYNC110, ASYNC240 - files do not call
             await asyncio.sleep(0.05)
+        if session.hangs:
+            await asyncio.sleep(3600)
         session.total += amount
         return session.total
 

@@ -14,7 +14,7 @@ import polars
 import psutil
 import pytest
 import yaml
-from ray_jobs import DIARY, Jobs, assert_closed, assert_one_each, diary, rows, scripted
+from ray_jobs import DIARY, Jobs, assert_closed, assert_one_each, diary, rows, scripted, sessions
 
 from rollout.dataset import open_table
 from rollout.scripted_endpoint import Behaviour, ScriptedEndpoint
@@ -42,6 +42,26 @@ def test_every_sample_becomes_one_row_and_others_read_meanwhile(jobs: Jobs) -> N
     assert_one_each(run.folder, 20, 2)
     groups = {row["group_id"]: row["task_id"] for row in rows(run.folder)}
     assert len(groups) == len(set(groups.values())) == 20
+
+
+def test_invariant_11_stragglers_of_a_group_that_has_enough_are_dropped_and_stay_as_rows(jobs: Jobs) -> None:
+    path, lines = diary(jobs)
+    quick = ["resource.options.quick=2", "dataset.commit_rows=1", "scheduler.in_flight=3"]
+    sizes = ["run.samples_per_task=2", "run.over_sample=4"]
+    run = jobs.finish("run", *lines, *scripted(2), *quick, *sizes)
+    assert_one_each(run.folder, 2, 6)
+    table = rows(run.folder)
+    kept = [row for row in table if row["status"] == "completed"]
+    dropped = [row for row in table if row["status"] == "dropped"]
+    assert (len(kept), len(dropped)) == (4, 8), "what hangs would take a minute to fail"
+    assert all(row["reward"] == 1.0 for row in kept)
+    assert {(row["drop_reason"], row["stop_reason"], row["reward"]) for row in dropped} == {
+        ("straggler", "dropped", None)
+    }
+    assert any(row["num_turns"] for row in dropped), "broken off, with the turns it had"
+    opened = sessions(path)[0].total()
+    assert opened < 12, "some were never begun"
+    assert_closed(path, at_once=3)
 
 
 def test_one_seed_gives_the_same_rows_however_they_are_scheduled(jobs: Jobs) -> None:

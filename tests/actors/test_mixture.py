@@ -15,7 +15,7 @@ from rollout.mixture import LANE_TASKS
 
 pytestmark = pytest.mark.ray
 
-BLOCKED, QUICK = 4, 24
+BLOCKED, QUICK = 12, 24
 
 
 def mixture(folder: Path) -> Path:
@@ -25,7 +25,7 @@ def mixture(folder: Path) -> Path:
     job: dict[str, Any] = {
         "run": {"dir": "?", "limits": {"tool_seconds": 300, "seed_seconds": 5}},
         "resources": {
-            "blocked": {"name": DIARY, "options": slow, "max_sessions": BLOCKED},
+            "blocked": {"name": DIARY, "options": slow, "max_sessions": 4},
             "quick": {"name": DIARY, "options": quick},
         },
         "model": yaml.safe_load((CHECKOUT / "scripted.yaml").read_text())["model"] | {"latency_seconds": 0.05},
@@ -43,7 +43,7 @@ def test_a_blocked_environment_holds_up_only_its_own_episodes(jobs: Jobs, head: 
     run.until_rows(QUICK)
     assert Counter(keys(run.folder)) == quick, "every episode of the one, and none of the other"
     opened, closed = sessions(jobs.folder / "blocked.txt")
-    assert (len(opened), len(closed)) == (BLOCKED, 0), "they are in play"
+    assert (len(opened), len(closed)) == (4, 0), "they are in play"
     head.workers("ray::EpisodeRunner")[0].kill()
     (jobs.folder / "gate").touch()
     assert run.wait() == 0, run.said()
@@ -51,9 +51,9 @@ def test_a_blocked_environment_holds_up_only_its_own_episodes(jobs: Jobs, head: 
     for row in rows(run.folder):
         index = row["task_index"]
         assert row["reward"] == (None if index == LANE_TASKS + 3 else 1.0)
-        assert row["attempt"] == (2 if index < LANE_TASKS or index == LANE_TASKS + 3 else 1)
+        assert row["attempt"] == (2 if index < 4 or index == LANE_TASKS + 3 else 1)
         assert row["resource"] == DIARY
-    assert_closed(jobs.folder / "blocked.txt", at_once=BLOCKED)
+    assert_closed(jobs.folder / "blocked.txt", at_once=4)
     assert_closed(jobs.folder / "quick.txt")
     said = [line.split()[:2] for line in run.said().splitlines()]
     assert ["blocked", str(BLOCKED)] in said and ["quick", str(QUICK)] in said

@@ -30,6 +30,7 @@ from resources.calculator import Calculator
 from rollout.episode import run_episode
 from rollout.errors import ContextExceeded, ResourceDown, ToolError, Unavailable, UserError
 from rollout.resource import Resource, Step, StepResource, tool
+from rollout.rows import to_table
 from rollout.scripted import ScriptedPolicy
 from rollout.segments import hermes
 from rollout.sessions import LocalSessions, SessionTable
@@ -459,6 +460,38 @@ async def test_invariant_6_a_session_is_closed_wherever_its_episode_is_cancelled
         await episode
     await settled(lambda: len(sessions.table) == 0)
     assert sessions.table.opened == sessions.table.closed == int(verb != "seed")
+
+
+@pytest.mark.parametrize(("verb", "turns"), [("seed", 0), ("complete", 0), ("call", 1), ("verify", 3)])
+async def test_invariant_11_an_episode_that_is_dropped_is_kept_as_far_as_it_came(verb: str, turns: int) -> None:
+    place, drops = gate(), dict[str, str]()
+    sessions = FaultySessions({verb: place})
+    policy = FaultyPolicy(says(*GOLD), place) if verb == "complete" else says(*GOLD)
+    episode = asyncio.create_task(run_episode(lease(), setting(policy, sessions), drops))
+    await place.reached.wait()
+    drops[lease().episode_id] = "straggler"
+    episode.cancel()
+    place.opened.set()
+    played = await episode
+    assert (played.status, played.stop_reason, played.drop_reason) == (Status.DROPPED, StopReason.DROPPED, "straggler")
+    assert (len(played.turns), played.reward, played.failure) == (turns, None, None)
+    calls = [part.call for turn in played.turns for part in turn.segments if part.call is not None]
+    assert [use.call for turn in played.turns for use in turn.tool_uses] == calls, "invariant 4"
+    to_table([played])
+    await settled(lambda: len(sessions.table) == 0)
+    assert sessions.table.opened == sessions.table.closed == int(verb != "seed")
+
+
+async def test_an_episode_that_has_its_score_is_not_dropped_while_its_session_closes() -> None:
+    place = gate()
+    episode = asyncio.create_task(
+        run_episode(lease(), setting(says(*GOLD), FaultySessions({"close": place})), {lease().episode_id: "straggler"})
+    )
+    await place.reached.wait()
+    episode.cancel()
+    place.opened.set()
+    played = await episode
+    assert (played.status, played.reward) == (Status.COMPLETED, 1.0)
 
 
 async def test_invariant_6_a_session_is_closed_when_its_episode_is_cancelled_again_while_closing() -> None:

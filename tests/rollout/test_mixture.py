@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections import Counter as Count
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
@@ -19,7 +18,8 @@ from resources.counter import Counter
 from rollout.config import JobConfig, validate
 from rollout.episode import run_episode
 from rollout.errors import UserError
-from rollout.mixture import LANE_TASKS, Lane, count_episodes, interleaved, lanes_of
+from rollout.lanes import Lane
+from rollout.mixture import LANE_TASKS, count_episodes, lanes_of
 from rollout.progress import Done
 from rollout.resource import Resource
 from rollout.rows import to_row
@@ -83,14 +83,6 @@ def test_an_environment_that_is_done_has_no_lane_and_leaves_the_others_their_num
     assert {name: numbers(lane.source) for name, lane in rest.items()} == {"b": [2 * LANE_TASKS, 2 * LANE_TASKS + 1]}
 
 
-def test_environments_take_turns_by_their_weights_and_the_last_one_gets_all() -> None:
-    found = lanes(job(a={"weight": 3}, b={}), a=6, b=6)
-    order = [lease.task.resource for lease in interleaved(list(found.values()))]
-    assert [Count(order[:count])["a"] for count in (4, 8, 12)] == [3, 6, 9]
-    assert order[16:] == ["b"] * 8
-    assert len(order) == 24
-
-
 def test_all_episodes_are_counted_where_every_environment_knows_its_tasks() -> None:
     config = job(a={"tasks": {"count": 4}}, b={})
     assert count_episodes(config, counters(a=None, b=3)) == 14
@@ -110,7 +102,7 @@ async def test_a_capped_table_is_never_full_under_the_lanes_limit() -> None:
     config = job(only={"max_sessions": 3, "tasks": {"count": 30}})
     counter = Counter(target=2)
     [lane] = lanes_of(config, {"only": counter}, "run", Done())
-    scheduler = Scheduler(lane.source, min(50, lane.limit), 1)
+    scheduler = Scheduler([lane], 50, 1)
     scheduler.add_runner("r")
     table = SessionTable(counter, max_sessions=3)
     most, ended = 0, list[StopReason]()
@@ -125,7 +117,7 @@ async def test_a_capped_table_is_never_full_under_the_lanes_limit() -> None:
             start()
 
         def start() -> None:
-            for lease in scheduler.assign("r"):
+            for lease in scheduler.assign("r", 0.0).leases:
                 group.create_task(play(lease))
 
         start()
