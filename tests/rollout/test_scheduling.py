@@ -282,6 +282,7 @@ def test_a_group_that_was_cancelled_keeps_that_reason() -> None:
     chosen.add_runner("a")
     first, second = given(chosen, "a")
     chosen.cancel(["run-0"], "stale")
+    chosen.cancel(["run-0"], "too late")
     play(chosen, "a", [first])
     orders = chosen.assign("a", 0.0)
     assert (orders.drops, dropped(orders)) == ({second: "stale"}, [("run-0-2", "stale")])

@@ -200,11 +200,12 @@ BOTH = Sizes((2,), each=3, in_flight=2, attempts=2, wanted=2)
         pytest.param(replace(BOTH, tasks=(1,), in_flight=3), 2, 2, id="one group, two runners that die"),
         pytest.param(replace(BOTH, attempts=1), 1, 1, id="two groups, no second attempt"),
         pytest.param(replace(BOTH, each=2, wanted=1), 2, 1, id="two groups of two"),
-        pytest.param(BOTH, 1, 0, id="one runner"),
+        pytest.param(BOTH, 1, 0, id="one runner", marks=LONG),
         pytest.param(BOTH, 2, 0, id="two runners", marks=LONG),
-        pytest.param(BOTH, 2, 1, id="two runners, one dies", marks=[LONG, pytest.mark.timeout(600)]),
+        pytest.param(BOTH, 2, 1, id="two runners, one dies", marks=LONG),
     ],
 )
+@pytest.mark.timeout(600)
 def test_invariant_1_in_every_order_of_events(sizes: Sizes, runners: int, deaths: int) -> None:
     begin = World(sizes)
     for _ in range(runners):
