@@ -60,6 +60,8 @@ class RunConfig(Section):
     samples_per_task: PositiveInt = 1
     """Episodes a task: a group."""
     limits: LimitsConfig = LimitsConfig()
+    keep_turns: bool = True
+    """Writes finished turns down, so that episodes whose runner or driver dies go on where they were."""
 
 
 class TasksConfig(Section):
