@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import shutil
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from actors.setting import Names
 from rollout.config import JobConfig
 from rollout.dataset import Committer
 from rollout.errors import UserError
+from rollout.journal import left_behind, taken_up
 from rollout.live import Live
 from rollout.resource import Resource
 from rollout.run_folder import Run, check_folder, create_or_resume, locked, take_back
@@ -38,6 +40,8 @@ def run_job(config: JobConfig, address: str | None, resume: bool, force: bool) -
         run = create_or_resume(config, digests, resume, force)
         committer = Committer(run.episodes, run.run_id)
         committer.discard_uncommitted()
+        if force:  # what was sampled under other rules is not gone on with
+            shutil.rmtree(run.turns, ignore_errors=True)
         try:
             if connect(address):
                 check_room(config)
@@ -56,8 +60,10 @@ async def _play(config: JobConfig, run: Run, resource: Resource, committer: Comm
     each = config.run.samples_per_task
     done = committer.done(each)
     tasks = read_tasks(config.tasks, resource, config.run.seed)
-    source = samples(tasks, run.run_id, each, config.run.seed, done, config.scheduler.max_attempts)
+    first_leases = samples(tasks, run.run_id, each, config.run.seed, done, config.scheduler.max_attempts)
+    source = taken_up(first_leases, left_behind(run.turns) if config.run.keep_turns else {})
     if (first := next(source, None)) is None:
+        shutil.rmtree(run.turns, ignore_errors=True)
         return True
     in_flight, attempts = config.scheduler.in_flight, config.scheduler.max_attempts
     scheduler = Scheduler(itertools.chain([first], source), in_flight, attempts)
@@ -68,7 +74,9 @@ async def _play(config: JobConfig, run: Run, resource: Resource, committer: Comm
         async with started(config, run.run_id, run.episodes) as cluster:
             driver = _driver(config, cluster, scheduler, committer, live, total)
             drivers.append(driver)
-            return await driver.run(config.scheduler.runners)
+            if ended := await driver.run(config.scheduler.runners):
+                shutil.rmtree(run.turns, ignore_errors=True)
+            return ended
 
 
 def _driver(

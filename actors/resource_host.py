@@ -13,7 +13,7 @@ from rollout import offload
 from rollout.errors import Unavailable
 from rollout.protocols import Seeded
 from rollout.sessions import SessionTable
-from rollout.trajectory import Message, Score, Task, ToolCall, ToolResult, ToolSpec, Transcript
+from rollout.trajectory import Message, Restores, Score, Task, ToolCall, ToolResult, ToolSpec, Transcript
 
 SWEEP_SECONDS = 5.0
 """How often a host looks for sessions whose time is up."""
@@ -27,6 +27,7 @@ class Offer:
     tools: tuple[ToolSpec, ...]
     text_tool: str | None
     instructions: str | None
+    restores: Restores | None = None
 
 
 class ResourceHost:
@@ -42,7 +43,7 @@ class ResourceHost:
     async def offer(self) -> Offer:
         """Tells what the resource is."""
         resource = self._table.resource
-        return Offer(resource.name, self._table.specs, resource.text_tool, resource.instructions)
+        return Offer(resource.name, self._table.specs, resource.text_tool, resource.instructions, resource.restores)
 
     async def exchange(self, client: str, letters: bytes, hold: float) -> bytes:
         """Transport of what sessions need; see `actors.courier`."""
@@ -66,7 +67,7 @@ class ResourceHost:
         verb, arguments = letter
         match verb:
             case "call":
-                return await self._table.call(*arguments)
+                return await self._table.answer(*arguments)
             case "seed":
                 return await self._seed(*arguments)
             case "verify":
@@ -76,8 +77,10 @@ class ResourceHost:
             case _:
                 raise AssertionError(f"a host has no verb '{verb}'")
 
-    async def _seed(self, task: Task, seed: int, seconds: float) -> tuple[str, tuple[Message, ...]]:
-        session_id, messages = await self._table.seed(task, seed, seconds)
+    async def _seed(
+        self, task: Task, seed: int, seconds: float, snapshot: bytes | None
+    ) -> tuple[str, tuple[Message, ...]]:
+        session_id, messages = await self._table.seed(task, seed, seconds, snapshot)
         if self._ending:
             await self._table.close(session_id)
             raise Unavailable("the host is ending")
@@ -96,8 +99,9 @@ class HostedSession:
     courier: Courier
     session_id: str
 
-    async def call(self, call: ToolCall, seconds: float) -> ToolResult:
-        return cast(ToolResult, await self.courier.ask(("call", (self.session_id, call, seconds))))
+    async def call(self, call: ToolCall, seconds: float) -> tuple[ToolResult, bytes | None]:
+        answer = await self.courier.ask(("call", (self.session_id, call, seconds)))
+        return cast(tuple[ToolResult, bytes | None], answer)
 
     async def verify(self, transcript: Transcript, seconds: float) -> Score:
         return cast(Score, await self.courier.ask(("verify", (self.session_id, transcript, seconds))))
@@ -115,10 +119,18 @@ class HostedSessions:
         self._next = 0
 
     async def seed_session(self, task: Task, seed: int, seconds: float) -> Seeded:
+        return await self._open(task, seed, seconds, None)
+
+    async def restore_session(self, task: Task, seed: int, snapshot: bytes, seconds: float) -> Seeded:
+        return await self._open(task, seed, seconds, snapshot)
+
+    async def _open(self, task: Task, seed: int, seconds: float, snapshot: bytes | None) -> Seeded:
         courier = self._couriers[self._next % len(self._couriers)]
         self._next += 1  # also when it fails: whoever asks again asks another host
         # A seeding that nobody waits for any more is undone over there.
-        answer = await courier.ask(("seed", (task, seed, seconds)), undo=lambda seeded: ("close", (seeded[0],)))
+        answer = await courier.ask(
+            ("seed", (task, seed, seconds, snapshot)), undo=lambda seeded: ("close", (seeded[0],))
+        )
         session_id, messages = cast(tuple[str, tuple[Message, ...]], answer)
         offer = self._offer
         session = HostedSession(courier, session_id)

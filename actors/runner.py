@@ -9,12 +9,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 from actors.setting import Job, build_setting, close_setting
 from rollout.dataset import RowFile, write_file
 from rollout.episode import Setting, run_episode
 from rollout.errors import RolloutError, describe
+from rollout.journal import Journal
 from rollout.rows import to_table
 from rollout.tally import Tally
 from rollout.trajectory import Failure, FailureKind, Lease, StopReason, Trajectory
@@ -63,18 +65,28 @@ class EpisodeRunner:
         self._report = Report()
         self._news = asyncio.Event()
         self._draining = False
+        self._journal: Journal | None = None
 
-    async def start(self) -> None:
-        """Connects to model and hosts, once. Raises UserError for what a person got wrong."""
+    async def start(self, name: str | None = None) -> None:
+        """Connects to model and hosts, once. Raises UserError for what a person got wrong.
+
+        With a name, which no other runner of the run has or had, it keeps the turns it plays from now on.
+        """
         if self._setting is None:
             self._setting = await build_setting(self._job)
+        if name is not None and self._setting.restores is not None and self._job.turns is not None:
+            self._journal = Journal(self._job.turns, name)
+            self._setting = replace(self._setting, keep=self._journal.add)
 
-    async def work(self, leases: list[Lease], draining: bool, hold: float) -> Report:
+    async def work(self, leases: list[Lease], draining: bool, hold: float, settled: Sequence[str] = ()) -> Report:
         """Takes leases; reports what ended, after at most `hold` seconds of nothing.
 
-        `draining` says that no more leases wait: rows are written as soon as nothing is played any more.
+        `draining` says that no more leases wait: rows are written as soon as nothing is played any more. `settled`
+        are episodes whose rows have been committed.
         """
         self._draining = draining
+        if self._journal is not None:
+            self._journal.settle(settled)
         for lease in leases:
             self._playing[lease.episode_id] = asyncio.create_task(self._play(lease))
         self._flush_if_due()
@@ -102,13 +114,17 @@ class EpisodeRunner:
         if self._setting is not None:
             await close_setting(self._setting)
             self._setting = None
+        if self._journal is not None:
+            await self._journal.close()
+            self._journal = None
         report, self._report = self._report, Report()
         return report
 
     async def _play(self, lease: Lease) -> None:
         assert self._setting is not None, "start comes first"
         try:
-            trajectory = await run_episode(lease, self._setting)
+            saved = () if self._journal is None else await self._journal.take_over(lease.episode_id, lease.played_by)
+            trajectory = await run_episode(lease, self._setting, saved)
         except RolloutError as error:  # the job is wrong (a template that cannot go on, say): no episode can work
             self._tell_fatal(str(error))
             return
@@ -123,6 +139,8 @@ class EpisodeRunner:
         lease, failure = trajectory.lease, trajectory.failure
         if failure is not None and not lease.final and failure.kind is not FailureKind.INTERNAL:
             self._report.given_back.append((lease.episode_id, failure))
+            if self._journal is not None:
+                self._journal.leave(lease.episode_id)
         else:
             if not self._rows:
                 self._oldest = time.monotonic()

@@ -51,6 +51,13 @@ class Job:
     model: Any = None
     """Handle of the model's deployment; None for an endpoint elsewhere."""
 
+    @property
+    def turns(self) -> Path | None:
+        """Where finished turns are kept; None when they are not, nor beside a table in an object store: those cannot
+        append."""
+        kept = self.config.run.keep_turns and "://" not in self.table
+        return Path(self.table).with_name("turns") if kept else None
+
 
 async def build_setting(job: Job) -> Setting:
     """Policy, sessions and ledger of a job. Raises UserError for a model folder or template that cannot be used."""
@@ -66,6 +73,7 @@ async def build_setting(job: Job) -> Setting:
         resource=job.names.resource,
         model=job.names.model,
         context=context_of(config),
+        restores=job.offer.restores,
     )
 
 

@@ -132,7 +132,7 @@ class _Episode:
             if (prompt := self._prompt(ledger, tools)) is None:
                 return StopReason.CONTEXT
             began = time.monotonic()
-            completion = self.record.completion(len(self.turns)) or await self._complete(prompt)
+            completion = self.record.completion(prompt) or await self._complete(prompt)
             if isinstance(completion, StopReason):
                 return completion
             recorded = ledger.record(completion)
@@ -251,10 +251,10 @@ class _Episode:
     def _save(self) -> None:
         """Hands the turn that has just ended over to be kept, or holds it against the record that it came from."""
         number = len(self.turns) - 1
-        opening = () if number else tuple(self.messages[: self.opening])
         if number < len(self.record.turns):
-            self.turns[-1] = self.record.checked(number, self.turns[-1], opening)
+            self.turns[-1] = self.record.checked(number, self.turns[-1])
         elif self.setting.keep is not None:
+            opening = () if number else tuple(self.messages[: self.opening])
             self.setting.keep(self.lease.episode_id, number, Saved(self.turns[-1], self.snapshot, opening))
 
     def _ended(self) -> StopReason | None:

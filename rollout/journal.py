@@ -14,13 +14,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO
 
 from rollout.errors import describe
 from rollout.saved import HEADER, Place, Saved, Unreadable, put, read, record, scan
+from rollout.trajectory import Lease
 
 WRITE_SECONDS = 1.0
 """How long a finished turn waits for company: what a killed runner loses at most."""
@@ -251,6 +252,13 @@ def left_behind(folder: Path) -> dict[str, str]:
         for episode_id, places in index.places.items():
             best[episode_id] = max(best.get(episode_id, (0, "")), (len(places), name))
     return {episode_id: name for episode_id, (turns, name) in best.items() if turns}
+
+
+def taken_up(leases: Iterator[Lease], left: dict[str, str]) -> Iterator[Lease]:
+    """First leases, each naming the runner of an earlier driver that has left turns of its episode."""
+    for lease in leases:
+        played_by = left.pop(lease.episode_id, None)
+        yield lease if played_by is None else replace(lease, played_by=played_by)
 
 
 async def _read(places: list[Place]) -> tuple[Saved, ...]:

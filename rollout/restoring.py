@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 
 from rollout.errors import RolloutError
 from rollout.saved import Saved
 from rollout.tool_use import ToolsUsed
-from rollout.trajectory import Completion, Message, Restores, ToolUse, Turn
+from rollout.trajectory import Completion, Prompt, Restores, ToolUse, Turn
 
 
 class Diverged(RolloutError):
@@ -43,9 +44,16 @@ class Record:
         snapshot = next((one.snapshot for one in reversed(kept) if one.snapshot is not None), None)
         return Record(tuple(kept), snapshot, replays=False)
 
-    def completion(self, number: int) -> Completion | None:
-        """What the policy said in a recorded turn."""
-        return self.turns[number].turn.completion if number < len(self.turns) else None
+    def completion(self, prompt: Prompt) -> Completion | None:
+        """What the policy said in a recorded turn. Raises Diverged when that was to another prompt."""
+        if prompt.turn >= len(self.turns):
+            return None
+        saved = self.turns[prompt.turn]
+        if prompt.turn == 0 and tuple(prompt.messages) != saved.opening:
+            raise Diverged("the conversation opens otherwise")
+        if not _ends_prompt(saved.turn, prompt.ids):
+            raise Diverged(f"turn {prompt.turn}: its prompt is another")
+        return saved.turn.completion
 
     def used(self, number: int) -> ToolsUsed | None:
         """What the tools of a recorded turn answered; None where they are to be called."""
@@ -53,29 +61,23 @@ class Record:
             return None
         return ToolsUsed(self.turns[number].turn.tool_uses)
 
-    def checked(self, number: int, turn: Turn, opening: tuple[Message, ...]) -> Turn:
+    def checked(self, number: int, turn: Turn) -> Turn:
         """The recorded turn, with its times, in place of the one that was rebuilt from it. Raises Diverged."""
-        saved = self.turns[number]
-        if number == 0 and opening != saved.opening:
-            raise Diverged("the conversation opens otherwise")
-        for name, now, then in _compared(turn, saved.turn):
+        recorded = self.turns[number].turn
+        if turn.segments != recorded.segments:
+            raise Diverged(f"turn {number}: what the policy said is read otherwise")
+        for now, then in zip_longest(_timeless(turn.tool_uses), _timeless(recorded.tool_uses)):
             if now != then:
-                raise Diverged(f"turn {number}: {name} was {then!r}, is {now!r}"[:500])
-        return saved.turn
+                raise Diverged(f"turn {number}: what a tool answered was {then}, is {now}"[:500])
+        return recorded
 
 
-def _compared(turn: Turn, recorded: Turn) -> list[tuple[str, object, object]]:
-    """Everything but times, which the completion alone cannot settle."""
-    return [
-        ("its prompt", _listed(turn.prompt_ids), _listed(recorded.prompt_ids)),
-        ("what it said", turn.segments, recorded.segments),
-        ("its segment", (turn.segment, turn.segment_break), (recorded.segment, recorded.segment_break)),
-        ("what the tools answered", _timeless(turn.tool_uses), _timeless(recorded.tool_uses)),
-    ]
-
-
-def _listed(ids: Sequence[int] | None) -> list[int] | None:
-    return None if ids is None else list(ids)
+def _ends_prompt(recorded: Turn, ids: Sequence[int]) -> bool:
+    """A prompt of ids is the recorded one when it ends in what the turn added: what stands before was compared."""
+    added, told = recorded.prompt_ids, recorded.completion.prompt_tokens
+    if not ids or added is None:
+        return True  # the endpoint renders the prompt; what it is made from is compared
+    return list(ids[len(ids) - len(added) :]) == list(added) and told in (None, len(ids))
 
 
 def _timeless(uses: Sequence[ToolUse]) -> list[ToolUse]:

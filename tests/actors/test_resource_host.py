@@ -25,8 +25,9 @@ async def test_a_hosted_session_is_used_as_one_in_this_process() -> None:
     seeded = await sessions.seed_session(TASK, 0, 60)
     assert seeded.messages == TASK.messages
     assert {spec.name for spec in seeded.tools} == {"add", "submit"}
-    assert (await seeded.session.call(ToolCall("a", "add", '{"amount": 4}'), 5)).content == "4"
-    assert (await seeded.session.call(ToolCall("b", "submit", "{}"), 5)).done
+    added, _ = await seeded.session.call(ToolCall("a", "add", '{"amount": 4}'), 5)
+    submitted, _ = await seeded.session.call(ToolCall("b", "submit", "{}"), 5)
+    assert (added.content, submitted.done) == ("4", True)
     assert (await seeded.session.verify(Transcript((), StopReason.ENVIRONMENT), 5)).reward == 1.0
     await seeded.session.close()
     assert await host.counts() == {"opened": 1, "closed": 1, "expired": 0, "open": 0}

@@ -174,7 +174,8 @@ async def test_a_local_session_offers_what_a_host_does() -> None:
     lab = Lab()
     seeded = await LocalSessions(SessionTable(lab)).seed_session(TASK, 0, 60)
     assert ([spec.name for spec in seeded.tools], seeded.messages, seeded.text_tool) == (["do"], TASK.messages, None)
-    assert (await seeded.session.call(do("it"), 5)).error is None
+    result, snapshot = await seeded.session.call(do("it"), 5)
+    assert (result.error, snapshot) == (None, None)
     assert (await seeded.session.verify(EMPTY, 5)).reward == 1.0
     await seeded.session.close()
     assert lab.ended == [1]
