@@ -18,8 +18,10 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import psutil
@@ -59,8 +61,12 @@ OURS = ("driver", "runners", "hosts", "verifiers")
 APART = {"Serve's controller and proxies": "serve", "Ray's own processes": "ray", "the model's processes": "model"}
 
 
-def bench(paths: tuple[str, ...], episodes: int, in_flight: int, turns: int) -> None:
-    """Runs the benchmark over each path, one after the other, and prints one table."""
+def bench(paths: tuple[str, ...], episodes: int, in_flight: int, turns: int, rounds: int | None = None) -> None:
+    """Runs the benchmark over each path, one after the other, and prints one table.
+
+    With `rounds` it plays all episodes so many times with finished turns kept and so many times without, in turn, and
+    shows what keeping them costs.
+    """
     lines = [ADD] * (turns - 1) + [SUBMIT]
     measured: dict[str, dict[str, str]] = {}
     for path in paths:
@@ -68,7 +74,7 @@ def bench(paths: tuple[str, ...], episodes: int, in_flight: int, turns: int) -> 
             config = _config(folder, model, episodes, in_flight, turns)
             connect("local")
             try:
-                measured[path] = asyncio.run(_measure(config))
+                measured[path] = asyncio.run(_compare(config, rounds) if rounds else _measure(config))
             finally:
                 disconnect()
     table = Table("CPU ms a turn", *(f"through {path}" for path in paths))
@@ -120,6 +126,30 @@ async def _measure(config: JobConfig) -> dict[str, str]:
     shown = {name: f"{figure:.2f}" for name, figure in figures.items()}
     rows = DeltaTable(table).to_pyarrow_dataset().count_rows(filter=pc.field("run_id") == "bench")
     return shown | {"turns/s (wall)": f"{tally.turns / seconds:,.0f}", "rows on disk": f"{rows:,}"}
+
+
+async def _compare(config: JobConfig, rounds: int) -> dict[str, str]:
+    """Medians over the rounds: what else runs on the machine hits both sides alike."""
+    table = str(Path(config.run.dir) / "episodes")
+    costs: dict[bool, list[float]] = {True: [], False: []}
+    async with started(config, "bench", table) as cluster, AsyncExitStack() as stack:
+        runners: dict[bool, Any] = {}
+        for kept in costs:
+            run = config.run.model_copy(update={"keep_turns": kept})
+            job = replace(cluster.job, config=cluster.job.config.model_copy(update={"run": run}))
+            runners[kept] = await stack.enter_async_context(_runner(Cluster(job, [])))
+        for number in range(-1, rounds):  # the first one warms up
+            for kept in (True, False) if number % 2 else (False, True):
+                run_id = f"bench-{number}-{kept}"
+                before = _cpu()
+                tally = await _play(config, runners[kept], Committer(table, run_id), run_id, None)
+                after = _cpu()
+                spent = sum(after.get(group, 0.0) - before.get(group, 0.0) for group in OURS)
+                costs[kept] += [1000 * spent / tally.turns] if number >= 0 else []
+    with_turns, without = median(costs[True]), median(costs[False])
+    shown = {f"ours, turns {name}": f"{ms:.3f}" for name, ms in (("kept", with_turns), ("not kept", without))}
+    ratios = sorted(one / other for one, other in zip(costs[True], costs[False], strict=True))
+    return shown | {"ratio": f"{with_turns / without:.3f}", "ratio by round": f"{ratios[0]:.3f} to {ratios[-1]:.3f}"}
 
 
 @asynccontextmanager

@@ -203,9 +203,10 @@ def env_test(resource: str, options: tuple[str, ...], samples: int, seed: int) -
 @click.option("--episodes", type=click.IntRange(min=1), default=1000, show_default=True)
 @click.option("--in-flight", type=click.IntRange(min=1), default=64, show_default=True)
 @click.option("--turns", type=click.IntRange(min=1), default=5, show_default=True)
+@click.option("--rounds", type=click.IntRange(min=1), help="Instead compares run.keep_turns true and false, in turn.")
 @_plainly
-def bench(path: str | None, episodes: int, in_flight: int, turns: int) -> None:
+def bench(path: str | None, episodes: int, in_flight: int, turns: int, rounds: int | None) -> None:
     """Measures what the engine itself costs a turn, with a scripted model."""
     from actors.bench import bench as run_bench
 
-    run_bench((path,) if path else ("endpoint", "serve"), episodes, in_flight, turns)
+    run_bench((path,) if path else ("endpoint", "serve"), episodes, in_flight, turns, rounds)
