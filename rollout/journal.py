@@ -16,8 +16,8 @@ import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from io import FileIO
 from pathlib import Path
-from typing import IO
 
 from rollout.errors import describe
 from rollout.saved import HEADER, Place, Saved, Unreadable, put, read, record, scan
@@ -60,7 +60,7 @@ class Journal:
         """Turns of unfinished episodes by file."""
         self._leaving: dict[str, asyncio.TimerHandle] = {}
         self._segments = 0
-        self._file: IO[bytes] | None = None
+        self._file: FileIO | None = None
         self._path: Path | None = None
         """Of the file that is written to."""
         self._lock = asyncio.Lock()
@@ -165,16 +165,15 @@ class Journal:
             parts.append(part)
             written.append((episode_id, number, Place(path, offset)))
             offset += len(part)
-        file.write(b"".join(parts))
-        file.flush()
+        _write_whole(file, b"".join(parts))
         return written
 
-    def _opened(self) -> tuple[IO[bytes], Path]:
+    def _opened(self) -> tuple[FileIO, Path]:
         if self._file is None or self._path is None:
             self._folder.mkdir(exist_ok=True)
             self._path = self._folder / f"{self.name}-{self._segments:04}{_SUFFIX}"
-            self._file = self._path.open("xb")
-            self._file.write(HEADER)
+            self._file = FileIO(self._path, "x")  # without a buffer, whose rest could fail when it is closed
+            _write_whole(self._file, HEADER)
             self._segments += 1
         return self._file, self._path
 
@@ -267,6 +266,13 @@ async def _read(places: list[Place]) -> tuple[Saved, ...]:
     except (Unreadable, OSError) as error:
         log.warning("an episode starts again, its turns cannot be read: %s", describe(error))
         return ()
+
+
+def _write_whole(file: FileIO, data: bytes) -> None:
+    """Raises OSError when the disk is full; what it took until then is a torn end."""
+    left = memoryview(data)
+    while left:
+        left = left[file.write(left) :]
 
 
 def _delete(file: Path) -> None:

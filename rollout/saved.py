@@ -16,6 +16,7 @@ import zlib
 from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -91,15 +92,17 @@ def put(kept: list[T], number: int, found: T) -> list[T]:
 def read(places: Iterable[Place]) -> tuple[Saved, ...]:
     """The turns at these places. Raises Unreadable, and OSError when a file is gone."""
     saved: list[Saved] = []
-    for at in places:
-        with at.file.open("rb") as file:
-            file.seek(at.offset)
-            frame = file.read(_FRAME.size)
-            length, _, key_length = _FRAME.unpack(frame)
-            rest = file.read(key_length + length)
-        if _end_of(frame + rest, 0) is None:
-            raise Unreadable(f"{at.file}: a record has changed since it was written")
-        saved.append(decoded(rest[key_length:]))
+    for path, inside in groupby(places, key=lambda place: place.file):
+        with path.open("rb") as file:
+            for at in inside:
+                file.seek(at.offset)
+                held = file.read(_FRAME.size)
+                if len(held) == _FRAME.size:
+                    length, _, key_length = _FRAME.unpack(held)
+                    held += file.read(key_length + length)
+                if _end_of(held, 0) is None:
+                    raise Unreadable(f"{path}: a record has changed since it was written")
+                saved.append(decoded(held[_FRAME.size + len(_key(held, 0)) :]))
     return tuple(saved)
 
 

@@ -1,7 +1,7 @@
 """Finished turns in files: what is found again after a runner was killed, and what is gone when nobody needs it."""
 
 import asyncio
-import logging
+import resource
 from array import array
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -162,7 +162,9 @@ async def test_an_attempt_that_failed_is_forgotten_after_a_while_unless_it_is_ba
     assert left_behind(tmp_path) == {"run-1-0": "runner-a-0"}
 
 
-async def test_a_living_runners_files_are_read_again_as_they_grow(tmp_path: Path) -> None:
+async def test_a_living_runners_files_are_read_again_as_they_grow_and_go(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     earlier = Earlier(tmp_path)
     async with journal(tmp_path) as living:
         assert await earlier.turns("runner-a-0", "run-0-0") == ()
@@ -173,20 +175,33 @@ async def test_a_living_runners_files_are_read_again_as_they_grow(tmp_path: Path
     assert await earlier.turns("runner-a-0", "run-0-0") == (saved(0), saved(1))
     (tmp_path / "runner-a-0-0000.turns").unlink()
     assert await earlier.turns("runner-a-0", "run-0-0") == ()
+    assert not caplog.text, "a file that its runner no longer needs is no fault"
 
 
-async def test_a_disk_that_is_full_costs_turns_and_no_episode(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    folder = tmp_path / "turns"
-    folder.write_text("no folder")  # as good as a full disk
-    with caplog.at_level(logging.WARNING):
-        async with journal(folder) as running:
-            running.add("run-0-0", 0, saved(0))
+async def test_a_disk_that_is_full_costs_turns_and_no_episode(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    async with journal(tmp_path) as running:
+        running.add("run-0-0", 0, saved(0))
+        await settled(lambda: bool(left_behind(tmp_path)))
+        try:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))  # no file may grow beyond: as good as full
+            running.add("run-0-0", 1, saved(1, snapshot=bytes(3000)))
             await settled(lambda: running._broken)  # pyright: ignore[reportPrivateUsage]
-            running.add("run-0-0", 1, saved(1))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        running.add("run-0-0", 2, saved(2))
     assert caplog.text.count("not kept any more") == 1
-    assert left_behind(folder) == {}
+    assert (tmp_path / "runner-a-0-0000.turns").stat().st_size == 2000
+    assert await Earlier(tmp_path).turns("runner-a-0", "run-0-0") == (saved(0),)
+
+
+async def test_a_folder_that_cannot_be_made_costs_turns_and_no_episode(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with journal(tmp_path / "none" / "turns") as running:
+        running.add("run-0-0", 0, saved(0))
+        await settled(lambda: running._broken)  # pyright: ignore[reportPrivateUsage]
+    assert caplog.text.count("not kept any more") == 1
 
 
 async def test_a_turn_that_no_file_can_hold_costs_only_itself(tmp_path: Path) -> None:
