@@ -19,6 +19,8 @@ from dataclasses import dataclass, field, replace
 from io import FileIO
 from pathlib import Path
 
+import msgspec
+
 from rollout.errors import describe
 from rollout.saved import HEADER, Place, Saved, Unreadable, put, read, record, scan
 from rollout.trajectory import Lease
@@ -31,8 +33,8 @@ RETRY_SECONDS = 300.0
 """How long the turns of an attempt that failed are kept for the next one, wherever that is played."""
 
 _SUFFIX = ".turns"
-_CANNOT_WRITE = (TypeError, ValueError, OverflowError, RecursionError)
-"""What msgspec raises for values that are not what their types say."""
+_CANNOT_WRITE = (msgspec.MsgspecError, TypeError, ValueError, AttributeError, OverflowError, RecursionError)
+"""What encoding raises for values that are not what their types say."""
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +56,7 @@ class Journal:
         self._pending: list[Entry] = []
         self._writing: list[Entry] = []
         self._settled: set[str] = set()
-        """Episodes that ended since the last writing began."""
+        """Episodes that ended since the last writing began, while turns were on their way."""
         self._places: dict[str, list[Place]] = {}
         self._live: Counter[Path] = Counter()
         """Turns of unfinished episodes by file."""
@@ -91,7 +93,8 @@ class Journal:
         """Episodes whose rows are committed: nobody will play them again."""
         for episode_id in episode_ids:
             self._stay(episode_id)
-            self._settled.add(episode_id)
+            if self._pending or self._writing:
+                self._settled.add(episode_id)
             self._release(self._places.pop(episode_id, ()))
 
     def leave(self, episode_id: str) -> None:
@@ -124,10 +127,12 @@ class Journal:
         return (*saved, *(one for one in kept if isinstance(one, Saved))) if len(saved) == len(places) else ()
 
     async def _keep_writing(self) -> None:
-        while self._pending:
-            await asyncio.sleep(self._every)
-            await self._write_all()
-        self._writer = None
+        try:
+            while self._pending:
+                await asyncio.sleep(self._every)
+                await self._write_all()
+        finally:
+            self._writer = None
 
     async def _write_all(self) -> None:
         async with self._lock:
@@ -141,6 +146,7 @@ class Journal:
             except OSError as error:
                 log.warning("%s: finished turns are not kept any more: %s", self._folder, error.strerror or error)
                 self._broken = True
+                self._pending = []
                 return
             finally:
                 self._writing = []

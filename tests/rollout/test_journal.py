@@ -190,6 +190,8 @@ async def test_a_disk_that_is_full_costs_turns_and_no_episode(tmp_path: Path, ca
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
         running.add("run-0-0", 2, saved(2))
+        running.settle(f"run-{episode}-0" for episode in range(1, 9))
+        assert not running._settled | running._places.keys() - {"run-0-0"}  # pyright: ignore[reportPrivateUsage]
     assert caplog.text.count("not kept any more") == 1
     assert (tmp_path / "runner-a-0-0000.turns").stat().st_size == 2000
     assert await Earlier(tmp_path).turns("runner-a-0", "run-0-0") == (saved(0),)
