@@ -21,7 +21,8 @@ A resource is one small class: where its tasks come from, its tools as typed asy
 
 The object that `seed_session` returns is the session: it is handed to every tool, to `verify` and to `close`, and to
 nobody else. One Resource object serves thousands of sessions on one event loop, so tools must not block it: heavy
-work goes through `rollout.offload`. Environments that think in reset and step derive from StepResource.
+work goes through `rollout.offload`. Setting `restores` lets an episode outlive the process that plays it. Environments
+that think in reset and step derive from StepResource.
 """
 
 from __future__ import annotations
