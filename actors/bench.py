@@ -18,9 +18,10 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, field
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import psutil
@@ -83,8 +84,12 @@ class Asked:
         return self.turns * self.latency * -(-self.episodes // self.in_flight)
 
 
-def bench(paths: tuple[str, ...], asked: Asked) -> None:
-    """Runs the benchmark over each path, one after the other, and prints one table."""
+def bench(paths: tuple[str, ...], asked: Asked, rounds: int | None = None) -> None:
+    """Runs the benchmark over each path, one after the other, and prints one table.
+
+    With `rounds` it plays all episodes so many times with finished turns kept and so many times without, in turn, and
+    shows what keeping them costs.
+    """
     lines = [ADD] * (asked.turns - 1) + [SUBMIT]
     measured: dict[str, Measured] = {}
     for path in paths:
@@ -92,7 +97,7 @@ def bench(paths: tuple[str, ...], asked: Asked) -> None:
             config = _config(folder, model, asked)
             connect("local")
             try:
-                measured[path] = asyncio.run(_measure(config, asked))
+                measured[path] = asyncio.run(_compare(config, asked, rounds) if rounds else _measure(config, asked))
             finally:
                 disconnect()
     console = Console()
@@ -101,7 +106,8 @@ def bench(paths: tuple[str, ...], asked: Asked) -> None:
         table.add_row(name, *(measured[path].figures[name] for path in paths))
     console.print(table)
     for path in paths:
-        console.print(f"driver, through {path}: {measured[path].curve}", soft_wrap=True)
+        if curve := measured[path].curve:
+            console.print(f"driver, through {path}: {curve}", soft_wrap=True)
     console.print(
         f"{asked.episodes:,} episodes, {asked.in_flight:,} at once, {asked.turns} turns of {asked.latency:g} s, "
         f"one tool call a turn; rows committed. Runners: {asked.runners}, hosts: {asked.hosts}.",
@@ -142,7 +148,7 @@ class Measured:
     """What was seen on one path."""
 
     figures: dict[str, str]
-    curve: str
+    curve: str = ""
     """The driver's memory while episodes end."""
 
 
@@ -170,6 +176,31 @@ async def _measure(config: JobConfig, asked: Asked) -> Measured:
         shown |= {"makespan": f"{seconds:.1f} s", "to the ideal": f"{seconds / asked.ideal:.2f} of {asked.ideal:g} s"}
     shown |= looks.figures(sum(idle.values()) - idle["driver"])
     return Measured(shown, looks.curve())
+
+
+async def _compare(config: JobConfig, asked: Asked, rounds: int) -> Measured:
+    """Medians over the rounds: what else runs on the machine hits both sides alike."""
+    table = str(Path(config.run.dir) / "episodes")
+    costs: dict[bool, list[float]] = {True: [], False: []}
+    async with started(config, "bench", table) as cluster, AsyncExitStack() as stack:
+        runners: dict[bool, list[Any]] = {}
+        for kept in costs:
+            run = config.run.model_copy(update={"keep_turns": kept})
+            job = replace(cluster.job, config=cluster.job.config.model_copy(update={"run": run}))
+            runners[kept] = await stack.enter_async_context(_runners(Cluster(job, []), asked.runners))
+        for number in range(-1, rounds):  # the first one warms up
+            for kept in (True, False) if number % 2 else (False, True):
+                driver = _player(config, runners[kept], table, f"bench-{number}-{kept}", asked.episodes)
+                before = _cpu()
+                await driver.run(asked.runners)
+                after = _cpu()
+                spent = sum(after.get(group, 0.0) - before.get(group, 0.0) for group in OURS)
+                costs[kept] += [1000 * spent / driver.tally.turns] if number >= 0 else []
+    with_turns, without = median(costs[True]), median(costs[False])
+    shown = {f"ours, turns {name}": f"{ms:.3f}" for name, ms in (("kept", with_turns), ("not kept", without))}
+    ratios = sorted(one / other for one, other in zip(costs[True], costs[False], strict=True))
+    shown |= {"ratio": f"{with_turns / without:.3f}", "ratio by round": f"{ratios[0]:.3f} to {ratios[-1]:.3f}"}
+    return Measured(shown)
 
 
 @asynccontextmanager

@@ -11,8 +11,9 @@ import itertools
 import logging
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
+from uuid import uuid4
 
 from ray.exceptions import RayTaskError
 
@@ -58,6 +59,9 @@ class Driver:
     interrupted: bool = False
     _runners: dict[str, Any] = field(default_factory=dict[str, Any])
     _numbers: Iterator[int] = field(default_factory=itertools.count)
+    _token: str = field(default_factory=lambda: uuid4().hex[:6])
+    """Keeps the names of runners apart from those of earlier drivers of the run: files of turns are called after them.
+    """
     _kept: int = 0
     """Files that were committed."""
     _fatal: RolloutError | None = None
@@ -91,7 +95,7 @@ class Driver:
         """One runner after the other in the same place until the run is over."""
         deaths = 0
         while not self._over:
-            name, kept = f"runner-{next(self._numbers)}", self._kept
+            name, kept = f"runner-{self._token}-{next(self._numbers)}", self._kept
             try:
                 await self._use_runner(name)
             except BoundaryError as error:
@@ -112,16 +116,17 @@ class Driver:
         self._runners[name] = runner
         self.scheduler.add_runner(name)
         async with boundary(FailureKind.LOST, name, self.start_seconds):
-            await _answer(runner.start.remote())
+            await _answer(runner.start.remote(name))
         files: list[Written] = []
+        settled: list[str] = []
         while not self._over:
-            working = runner.work.remote(self._orders(name))
-            await self._keep(name, files)  # while the runner works: free slots must not wait for the disk
+            working = runner.work.remote(replace(self._orders(name), settled=tuple(settled)))
+            settled = await self._keep(name, files)  # while the runner works: free slots must not wait for the disk
             async with boundary(FailureKind.LOST, name, HOLD_SECONDS + SILENT_SECONDS):
                 report = await _answer(working)
             files = self._absorb(name, report)
             if self.scheduler.drained:
-                await self._keep(name, files)
+                settled += await self._keep(name, files)
                 files = []
         async with boundary(FailureKind.LOST, name, STOP_SECONDS):
             report = await _answer(runner.stop.remote())
@@ -147,13 +152,16 @@ class Driver:
             self._give_up(Stuck(report.fatal))
         return report.files
 
-    async def _keep(self, name: str, files: list[Written]) -> None:
-        """Commits the files whose samples the runner still holds."""
+    async def _keep(self, name: str, files: list[Written]) -> list[str]:
+        """Commits the files whose samples the runner still holds; whose rows they are."""
+        settled: list[str] = []
         for written in files:
             if self.scheduler.holds(name, written.episode_ids):
                 await self._commit([written.file])
                 self.scheduler.settle(name, written.episode_ids)
+                settled += written.episode_ids
                 self._kept += 1
+        return settled
 
     async def _commit(self, files: list[RowFile]) -> None:
         async with self._committing:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import signal
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from rollout.config import JobConfig
 from rollout.dataset import Committer
 from rollout.errors import UserError
 from rollout.expectation import History, read_history
+from rollout.journal import left_behind
 from rollout.lanes import Lane
 from rollout.live import Live
 from rollout.mixture import count_episodes, lanes_of
@@ -41,6 +43,8 @@ def run_job(config: JobConfig, address: str | None, resume: bool, force: bool) -
         run = create_or_resume(config, digests, resume, force)
         committer = Committer(run.episodes, run.run_id)
         committer.discard_uncommitted()
+        if force:  # what was sampled under other rules is not gone on with
+            shutil.rmtree(run.turns, ignore_errors=True)
         try:
             if connect(address):
                 check_room(config)
@@ -59,8 +63,10 @@ async def _play(
     config: JobConfig, run: Run, resources: Mapping[str, Resource], committer: Committer, history: History | None
 ) -> bool:
     done = committer.done(config.run.group_size)
-    lanes = lanes_of(config, resources, run.run_id, done, history)
+    left = left_behind(run.turns) if config.run.keep_turns else {}
+    lanes = lanes_of(config, resources, run.run_id, done, history, left)
     if not lanes:
+        shutil.rmtree(run.turns, ignore_errors=True)
         return True
     scheduler = _scheduler(config, lanes)
     total = count_episodes(config, resources)
@@ -69,7 +75,9 @@ async def _play(
         async with started(config, run.run_id, run.episodes) as cluster:
             driver = _driver(config, cluster, scheduler, committer, live, total)
             drivers.append(driver)
-            return await driver.run(config.scheduler.runners)
+            if ended := await driver.run(config.scheduler.runners):
+                shutil.rmtree(run.turns, ignore_errors=True)
+            return ended
 
 
 def _scheduler(config: JobConfig, lanes: Sequence[Lane]) -> Scheduler:

@@ -17,7 +17,7 @@ from rollout.errors import Unavailable, describe
 from rollout.process import collect_rarely
 from rollout.protocols import Seeded
 from rollout.sessions import SessionTable
-from rollout.trajectory import Message, Score, Task, ToolCall, ToolResult, ToolSpec, Transcript
+from rollout.trajectory import Message, Restores, Score, Task, ToolCall, ToolResult, ToolSpec, Transcript
 
 SWEEP_SECONDS = 5.0
 """How often a host looks for sessions whose time is up."""
@@ -35,6 +35,7 @@ class Offer:
     tools: tuple[ToolSpec, ...]
     text_tool: str | None
     instructions: str | None
+    restores: Restores | None = None
 
 
 class ResourceHost:
@@ -55,7 +56,7 @@ class ResourceHost:
     async def offer(self) -> Offer:
         """Tells what the resource is."""
         resource = self._table.resource
-        return Offer(resource.name, self._table.specs, resource.text_tool, resource.instructions)
+        return Offer(resource.name, self._table.specs, resource.text_tool, resource.instructions, resource.restores)
 
     async def exchange(self, client: str, letters: bytes, hold: float) -> bytes:
         """Transport of what sessions need; see `actors.courier`."""
@@ -88,7 +89,7 @@ class ResourceHost:
         verb, arguments = letter
         match verb:
             case "call":
-                return await self._table.call(*arguments)
+                return await self._table.answer(*arguments)
             case "seed":
                 return await self._seed(*arguments)
             case "verify":
@@ -98,8 +99,10 @@ class ResourceHost:
             case _:
                 raise AssertionError(f"a host has no verb '{verb}'")
 
-    async def _seed(self, owner: str, task: Task, seed: int, seconds: float) -> tuple[str, tuple[Message, ...]]:
-        session_id, messages = await self._table.seed(task, seed, seconds)
+    async def _seed(
+        self, owner: str, task: Task, seed: int, seconds: float, snapshot: bytes | None
+    ) -> tuple[str, tuple[Message, ...]]:
+        session_id, messages = await self._table.seed(task, seed, seconds, snapshot)
         if self._ending or owner in self._gone:
             await self._table.close(session_id)
             raise Unavailable("the host is ending" if self._ending else "the runner is gone")
@@ -134,8 +137,9 @@ class HostedSession:
     session_id: str
     _closed: bool = False
 
-    async def call(self, call: ToolCall, seconds: float) -> ToolResult:
-        return cast(ToolResult, await self.host.courier.ask(("call", (self.session_id, call, seconds))))
+    async def call(self, call: ToolCall, seconds: float) -> tuple[ToolResult, bytes | None]:
+        answer = await self.host.courier.ask(("call", (self.session_id, call, seconds)))
+        return cast(tuple[ToolResult, bytes | None], answer)
 
     async def verify(self, transcript: Transcript, seconds: float) -> Score:
         return cast(Score, await self.host.courier.ask(("verify", (self.session_id, transcript, seconds))))
@@ -159,10 +163,16 @@ class HostedSessions:
         self._owner = owner
 
     async def seed_session(self, task: Task, seed: int, seconds: float) -> Seeded:
+        return await self._open(task, seed, seconds, None)
+
+    async def restore_session(self, task: Task, seed: int, snapshot: bytes, seconds: float) -> Seeded:
+        return await self._open(task, seed, seconds, snapshot)
+
+    async def _open(self, task: Task, seed: int, seconds: float, snapshot: bytes | None) -> Seeded:
         refusal: Unavailable | None = None
         for host in self._by_load():
             try:
-                return await self._seed_at(host, task, seed, seconds)
+                return await self._open_at(host, task, seed, seconds, snapshot)
             except Lost:  # the next one is asked after a pause: a task that takes its host down is not to take all
                 host.avoided_until = time.monotonic() + AVOID_SECONDS
                 raise
@@ -175,11 +185,11 @@ class HostedSessions:
         now = time.monotonic()
         return sorted(self._hosts, key=lambda host: (host.avoided_until > now, host.held, random.random()))
 
-    async def _seed_at(self, host: _Host, task: Task, seed: int, seconds: float) -> Seeded:
+    async def _open_at(self, host: _Host, task: Task, seed: int, seconds: float, snapshot: bytes | None) -> Seeded:
         host.held += 1
         try:
             # A seeding that nobody waits for any more is undone over there.
-            letter = ("seed", (self._owner, task, seed, seconds))
+            letter = ("seed", (self._owner, task, seed, seconds, snapshot))
             answer = await host.courier.ask(letter, undo=lambda seeded: ("close", (seeded[0],)))
             session_id, messages = cast(tuple[str, tuple[Message, ...]], answer)
         except BaseException:

@@ -17,6 +17,7 @@ from actors.setting import Job, build_settings, close_settings
 from rollout.dataset import RowFile, write_file
 from rollout.episode import Setting, run_episode
 from rollout.errors import RolloutError, describe
+from rollout.journal import Journal
 from rollout.process import collect_rarely, open_many_files
 from rollout.rows import to_table
 from rollout.scheduling import Orders
@@ -72,18 +73,29 @@ class EpisodeRunner:
         self._draining = False
         self._drops: dict[str, str] = {}
         """Why episodes that are still played are being broken off."""
+        self._journal: Journal | None = None
 
-    async def start(self) -> None:
-        """Connects to model and hosts, once. Raises UserError for what a person got wrong."""
-        if not self._settings:
-            open_many_files()
-            self._settings = await build_settings(self._job, _own_name())
-            collect_rarely()
+    async def start(self, name: str | None = None) -> None:
+        """Connects to model and hosts, once. Raises UserError for what a person got wrong.
+
+        With a name, which no other runner of the run has or had, it keeps the turns it plays from now on.
+        """
+        if self._settings:
+            return
+        open_many_files()
+        settings = await build_settings(self._job, _own_name())
+        if name is not None and self._job.turns is not None and any(one.restores for one in settings.values()):
+            self._journal = journal = Journal(self._job.turns, name)
+            settings = {key: replace(one, keep=journal.add) for key, one in settings.items()}
+        self._settings = settings
+        collect_rarely()
 
     async def work(self, orders: Orders) -> Report:
         """Does as it is told; reports what ended, after at most `orders.hold` seconds of nothing."""
         assert self._settings, "start comes first"
         self._draining = orders.draining
+        if self._journal is not None:
+            self._journal.settle(orders.settled)
         for lease in orders.leases:
             self._playing[lease.episode_id] = asyncio.create_task(self._play(lease))
         for episode_id, reason in orders.drops.items():
@@ -116,13 +128,17 @@ class EpisodeRunner:
             await self._write()
         settings, self._settings = self._settings, {}
         await close_settings(settings)
+        if self._journal is not None:
+            await self._journal.close()
+            self._journal = None
         report, self._report = self._report, Report()
         return report
 
     async def _play(self, lease: Lease) -> None:
         setting = self._settings[lease.task.resource]
         try:
-            trajectory = await run_episode(lease, setting, self._drops)
+            saved = () if self._journal is None else await self._journal.take_over(lease.episode_id, lease.played_by)
+            trajectory = await run_episode(lease, setting, saved, self._drops)
         except RolloutError as error:  # the job is wrong (a template that cannot go on, say): no episode can work
             self._tell_fatal(str(error))
             return
@@ -138,6 +154,8 @@ class EpisodeRunner:
         lease, failure = trajectory.lease, trajectory.failure
         if failure is not None and not lease.final and failure.kind is not FailureKind.INTERNAL:
             self._report.given_back.append((lease.episode_id, failure))
+            if self._journal is not None:
+                self._journal.leave(lease.episode_id)
         else:
             self._report.finished.append(lease.episode_id)
             if failure is not None or trajectory.drop_reason is not None:

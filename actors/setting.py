@@ -63,6 +63,13 @@ class Job:
     model: Any = None
     """Handle of the model's deployment; None for an endpoint elsewhere."""
 
+    @property
+    def turns(self) -> Path | None:
+        """Where finished turns are kept; None when they are not, nor beside a table in an object store: those cannot
+        append."""
+        kept = self.config.run.keep_turns and "://" not in self.table
+        return Path(self.table).with_name("turns") if kept else None
+
 
 async def build_settings(job: Job, owner: str) -> dict[str, Setting]:
     """Policy, sessions and ledger for the episodes of each environment, by its name; they share the policy.
@@ -88,6 +95,7 @@ def _setting(job: Job, name: str, owner: str, policy: Policy, new_ledger: Callab
         resource=job.names.resources[name],
         model=job.names.model,
         context=context_of(config),
+        restores=hosts.offer.restores,
     )
 
 

@@ -32,6 +32,7 @@ class Counter(Resource):
     """
 
     name = "counter"
+    restores = "replay"
 
     def __init__(self, count: NonNegativeInt | None = None, target: NonNegativeInt = 4) -> None:
         self.num_tasks = count

@@ -71,6 +71,7 @@ class GymnasiumResource(StepResource):
 
     name = "gymnasium"
     instructions = "You play a game. Say one action a turn, and nothing else."
+    restores = "replay"  # chance follows from the seed
 
     def __init__(
         self,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 import sqlite3
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -67,6 +68,7 @@ class Ledger(Resource):
 
     name = "ledger"
     instructions = "You keep a bank's ledger. Use the tools; look a balance up when you need it."
+    restores = "snapshot"
 
     def __init__(self, count: NonNegativeInt | None = None, orders: Annotated[int, Field(ge=1, le=50)] = 4) -> None:
         self.num_tasks = count
@@ -150,6 +152,15 @@ class Ledger(Resource):
         owners = found.keys() | wanted.keys()
         right = sum(found.get(owner) == wanted.get(owner) for owner in owners) / len(owners)
         return Score(float(found == wanted), metrics={"accounts": right})
+
+    async def snapshot(self, session: Books) -> bytes:
+        """The database as SQLite would write it to a file."""
+        return zlib.compress(session.database.serialize(), level=1)
+
+    async def restore(self, task: Task, seed: int, snapshot: bytes) -> Books:
+        database = sqlite3.connect(":memory:")
+        database.deserialize(zlib.decompress(snapshot))
+        return Books(database, task.data["expected"])
 
     async def close(self, session: Books) -> None:
         session.database.close()

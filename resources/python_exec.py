@@ -71,6 +71,7 @@ class PythonExec(Resource):
 
     name = "python_exec"
     instructions = "You write Python with the standard library only."
+    restores = "snapshot"  # no program need run twice, nor print the same again
 
     def __init__(
         self,
@@ -105,6 +106,12 @@ class PythonExec(Resource):
         """
         session.runs += 1
         return self._report(await self._sandbox.run(code))
+
+    async def snapshot(self, session: Desk) -> bytes:
+        return str(session.runs).encode()
+
+    async def restore(self, task: Task, seed: int, snapshot: bytes) -> Desk:
+        return Desk(task.data["function"], task.data["tests"], int(snapshot))
 
     async def verify(self, session: Desk, transcript: Transcript) -> Score:
         """1.0 when all hidden tests pass, else 0.0; `tests` is the fraction that do."""

@@ -46,6 +46,8 @@ class _Play:
     """What is still to be said, and the call that goes with it."""
     messages: list[Message]
     results: list[ToolResult] = field(default_factory=list[ToolResult])
+    snapshot: bytes | None = None
+    """The session's state after the last call, of resources that give one."""
 
     async def step(self) -> bool:
         """Plays what comes next; False when nothing is left to do."""
@@ -55,7 +57,7 @@ class _Play:
         if call is None:
             self.messages.append({"role": "assistant", "content": said})
             return True
-        result = await self.table.call(self.session_id, call, _LIMITS.tool_seconds)
+        result, self.snapshot = await self.table.answer(self.session_id, call, _LIMITS.tool_seconds)
         made = {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
         self.messages.append({"role": "assistant", "content": said, "tool_calls": [made]})
         self.messages.append({"role": "tool", "content": result.content, "tool_call_id": call.id})
@@ -86,6 +88,7 @@ async def check(resource: Resource, samples: int = 3, seed: int = 0) -> list[Fin
         ("sessions do not share state", _sessions_are_apart),
         ("bad calls are told to the policy", _bad_calls_are_told),
         ("a truncated episode can be judged", _truncated_can_be_judged),
+        ("a session is restored as it says", _sessions_are_restored),
         ("sessions close, once", _sessions_close),
     )
     bench = _Bench(resource, SessionTable(resource), samples, seed)
@@ -130,8 +133,8 @@ class _Bench:
         return [*script, (solution.answer, answer)] if solution.answer else [*script]
 
     @asynccontextmanager
-    async def open(self, task: Task, solution: Solution) -> AsyncGenerator[_Play]:
-        session_id, opening = await self.table.seed(task, self.seed, _LIMITS.episode_seconds)
+    async def open(self, task: Task, solution: Solution, snapshot: bytes | None = None) -> AsyncGenerator[_Play]:
+        session_id, opening = await self.table.seed(task, self.seed, _LIMITS.episode_seconds, snapshot)
         told = self.resource.instructions
         system: list[Message] = [] if told is None else [{"role": "system", "content": told}]
         try:
@@ -232,6 +235,31 @@ async def _truncated_can_be_judged(bench: _Bench) -> str:
                 score = (await play.end(StopReason.MAX_TURNS)).score
             if not math.isfinite(score.reward):
                 return f"{task.id}: cut after {len(calls)} calls it scores {score.reward}"
+    return ""
+
+
+async def _sessions_are_restored(bench: _Bench) -> str:
+    """A session is left in the middle; another one that is restored from it ends as one that was never left."""
+    if bench.resource.restores is None:
+        return ""
+    for task in bench.tasks():
+        solution = bench.best(task)
+        [whole] = await bench.play(task, solution)
+        half = (len(bench.script(solution)) + 1) // 2
+        async with bench.open(task, solution) as left:
+            for _ in range(half):
+                await left.step()
+        if bench.resource.restores == "snapshot" and left.results and left.snapshot is None:
+            return f"{task.id}: there is no snapshot after call {len(left.results)}"
+        async with bench.open(task, solution, left.snapshot) as play:
+            if (opening := play.messages) != left.messages[: len(opening)]:
+                return f"{task.id}: the restored session opens with {opening!r}"
+            if left.snapshot is not None:
+                play.left, play.messages, play.results = left.left, left.messages, left.results
+            while await play.step():
+                pass
+            if difference := _difference(whole, await play.end()):
+                return f"{task.id}: left after {half} steps and restored, {difference}"
     return ""
 
 

@@ -2,6 +2,9 @@
 
     seed_session -> [ledger.extend -> policy.complete -> ledger.record -> tools]* -> verify -> close
 
+Turns that an earlier attempt has left (`rollout.restoring`) go through the same loop: their completions come from the
+record instead of the policy, and what is rebuilt from them must be what is recorded.
+
 What the policy or a tool does wrong is part of the episode. What breaks outside of them is a Failure: the episode
 ends without a reward and whoever holds its lease decides whether to try again. The order of the checks at the top of
 a turn is: environment or answer, turns, tokens, time, context.
@@ -11,14 +14,17 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from rollout.errors import BoundaryError, ContextExceeded, UserError, boundary
+from rollout.errors import BoundaryError, ContextExceeded, NotRestored, UserError, boundary
 from rollout.lifetime import opened
 from rollout.protocols import Ledger, Policy, Recorded, Seeded, Session, Sessions
+from rollout.restoring import Diverged, Record
+from rollout.saved import Saved
 from rollout.tool_use import TRANSPORT_SECONDS, unanswered, use_tools
 from rollout.trajectory import (
     Agent,
@@ -30,6 +36,7 @@ from rollout.trajectory import (
     Limits,
     Message,
     Prompt,
+    Restores,
     Score,
     Seconds,
     StopReason,
@@ -40,6 +47,8 @@ from rollout.trajectory import (
     Transcript,
     Turn,
 )
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,26 +64,43 @@ class Setting:
     model: str
     context: int | None = None
     """Positions the model reaches; None leaves the check to the engine."""
+    restores: Restores | None = None
+    """How the resource's sessions are restored."""
+    keep: Callable[[str, int, Saved], None] | None = None
+    """Takes finished turns, by episode and number, as they come; None keeps none."""
 
 
-async def run_episode(lease: Lease, setting: Setting, drops: Mapping[str, str] | None = None) -> Trajectory:
-    """Plays one leased sample to its end and scores it.
+async def run_episode(
+    lease: Lease, setting: Setting, saved: Sequence[Saved] = (), drops: Mapping[str, str] | None = None
+) -> Trajectory:
+    """Plays one leased sample to its end and scores it; goes on behind the turns that an earlier attempt has left.
 
+    When the environment answers those otherwise than it did then, the episode starts again from nothing.
     Never raises for what happens in an episode; raises UserError for a job that no episode can work in, whatever a
     bug raises, and when it is cancelled, unless `drops` has a reason for its episode by then: that is the trajectory
     as far as it came, without a reward. The session is closed on every path.
     """
-    return await _Episode(lease, setting, {} if drops is None else drops).play()
+    drops = {} if drops is None else drops
+    if (record := Record.of(saved, setting.restores)).turns:
+        try:
+            return await _Episode(lease, setting, record, drops).play()
+        except Diverged as difference:
+            log.warning("%s starts again: %s", lease.episode_id, difference)
+    played = await _Episode(lease, setting, Record(), drops).play()
+    return replace(played, restored_turns=0) if saved else played
 
 
 @dataclass(slots=True)
 class _Episode:
     lease: Lease
     setting: Setting
+    record: Record
     drops: Mapping[str, str]
     messages: list[Message] = field(default_factory=list[Message])
     opening: int = 0
     turns: list[Turn] = field(default_factory=list[Turn])
+    snapshot: bytes | None = None
+    """The session's state after the last turn's tools, of resources that give one."""
     tool_seconds: float = 0.0
     verify_seconds: float = 0.0
     began: float = field(default_factory=time.monotonic)
@@ -85,13 +111,15 @@ class _Episode:
         failure: Failure | None = None
         dropped: str | None = None
         stop = StopReason.FAILED
-        setting = self.setting
+        setting, snapshot = self.setting, self.record.snapshot
         try:
-            async with opened(setting.sessions, self.lease, setting.limits, setting.resource) as seeded:
+            async with opened(setting.sessions, self.lease, setting.limits, setting.resource, snapshot) as seeded:
                 self.tool_seconds = time.monotonic() - self.began
                 stop = await self._converse(seeded)
                 score = await self._verify(seeded.session, stop)
         except BoundaryError as error:
+            if isinstance(error.__cause__, NotRestored):
+                raise Diverged(error.failure.message) from error
             failure, stop = error.failure, StopReason.FAILED
         except asyncio.CancelledError:
             if (reason := self.drops.get(self.lease.episode_id)) is None:
@@ -116,7 +144,7 @@ class _Episode:
             if (prompt := self._prompt(ledger, tools)) is None:
                 return StopReason.CONTEXT
             began = time.monotonic()
-            completion = await self._complete(prompt)
+            completion = self.record.completion(prompt) or await self._complete(prompt)
             if isinstance(completion, StopReason):
                 return completion
             recorded = ledger.record(completion)
@@ -124,6 +152,7 @@ class _Episode:
             self._keep(recorded, time.monotonic() - began)
             cut = self._cut(prompt, completion)
             said = await self._act(seeded, recorded, tools, cut is not None)
+            self._save()
             if (stop := cut or self._ended()) is not None:
                 self.messages += said
                 return stop
@@ -190,15 +219,18 @@ class _Episode:
     async def _act(self, seeded: Seeded, recorded: Recorded, tools: tuple[ToolSpec, ...], cut: bool) -> list[Message]:
         """Uses the turn's tools and keeps what they answered. What the policy is told next."""
         calls, implied = self._calls(recorded, seeded.text_tool, tools)
+        self.snapshot = None
         if not calls:
             return []
         began = time.monotonic()
         seconds = max(0.1, min(self.setting.limits.tool_seconds, self._seconds_left()))
-        try:
-            used = await use_tools(seeded.session, calls, [spec.name for spec in tools], seconds, cut)
-        except asyncio.CancelledError:  # where the turn is kept all the same, so are its calls
-            self.turns[-1] = replace(self.turns[-1], tool_uses=unanswered(calls))
-            raise
+        if (used := self.record.used(len(self.turns) - 1)) is None:
+            try:
+                used = await use_tools(seeded.session, calls, [spec.name for spec in tools], seconds, cut)
+            except asyncio.CancelledError:  # where the turn is kept all the same, so are its calls
+                self.turns[-1] = replace(self.turns[-1], tool_uses=unanswered(calls))
+                raise
+        self.snapshot = used.snapshot
         self.tool_seconds += time.monotonic() - began
         self.turns[-1] = replace(self.turns[-1], tool_uses=used.uses)
         said = [_answer(use, implied) for use in used.uses]
@@ -232,6 +264,15 @@ class _Episode:
         )
         self.turns.append(turn)
 
+    def _save(self) -> None:
+        """Hands the turn that has just ended over to be kept, or holds it against the record that it came from."""
+        number = len(self.turns) - 1
+        if number < len(self.record.turns):
+            self.turns[-1] = self.record.checked(number, self.turns[-1])
+        elif self.setting.keep is not None:
+            opening = () if number else tuple(self.messages[: self.opening])
+            self.setting.keep(self.lease.episode_id, number, Saved(self.turns[-1], self.snapshot, opening))
+
     def _ended(self) -> StopReason | None:
         uses = self.turns[-1].tool_uses
         if any(use.result.done for use in uses):
@@ -262,12 +303,14 @@ class _Episode:
     ) -> Trajectory:
         queue = sum(turn.completion.queue_seconds for turn in self.turns)
         model = sum(turn.model_seconds for turn in self.turns)
+        restored = self.turns[: len(self.record.turns)]
         seconds = Seconds(
             queue=queue,
             model=max(0.0, model - queue),
             tool=self.tool_seconds,
             verify=self.verify_seconds,
-            total=time.monotonic() - self.began,
+            # What the model took for restored turns was spent by an earlier attempt, and belongs to the episode.
+            total=time.monotonic() - self.began + sum(turn.model_seconds for turn in restored),
         )
         return Trajectory(
             lease=self.lease,
@@ -280,6 +323,7 @@ class _Episode:
             score=score,
             failure=failure,
             drop_reason=dropped,
+            restored_turns=len(restored) or None,
             seconds=seconds,
             started_at=self.started_at,
             finished_at=time.time(),

@@ -6,6 +6,7 @@
       ContextExceeded    the engine says that a prompt does not fit the model; the episode is truncated
       ResourceDown       a tool or verifier cannot work at all; the episode fails and is retried
         Unavailable      not now: asking again may help
+        NotRestored      a session cannot be made from its snapshot: the episode starts again
       BoundaryError      something outside the policy broke; carries the Failure that goes into the row
 
 An episode that fails is data; a bug is a crash. Classification happens once, in `boundary`, and nowhere else.
@@ -47,6 +48,10 @@ class ResourceDown(RolloutError):
 
 class Unavailable(ResourceDown):
     """Raised by what is gone, restarting or full: whoever has time left may ask again."""
+
+
+class NotRestored(ResourceDown):
+    """Raised for a snapshot that no session can be made from."""
 
 
 class BoundaryError(RolloutError):

@@ -22,19 +22,21 @@ _closing: set[asyncio.Task[None]] = set()
 
 
 @asynccontextmanager
-async def opened(sessions: Sessions, lease: Lease, limits: Limits, resource: str) -> AsyncGenerator[Seeded]:
-    """A session for the lease's task, closed when the block is left, by whatever.
+async def opened(
+    sessions: Sessions, lease: Lease, limits: Limits, resource: str, snapshot: bytes | None = None
+) -> AsyncGenerator[Seeded]:
+    """A session for the lease's task, closed when the block is left, by whatever. With a snapshot it goes on from it.
 
     Raises BoundaryError when there is none within limits.seed_seconds.
     """
-    seeded = await _seed(sessions, lease, limits, resource)
+    seeded = await _seed(sessions, lease, limits, resource, snapshot)
     try:
         yield seeded
     finally:
         await _close(seeded.session, limits.close_seconds)
 
 
-async def _seed(sessions: Sessions, lease: Lease, limits: Limits, resource: str) -> Seeded:
+async def _seed(sessions: Sessions, lease: Lease, limits: Limits, resource: str, snapshot: bytes | None) -> Seeded:
     """Asks again while the host is unavailable: its restart must not cost the attempts of samples not yet on it."""
     # Time-to-live of a session whose runner dies: all an episode may take, and what its calls may be late.
     lifetime = limits.episode_seconds + 3 * TRANSPORT_SECONDS
@@ -42,7 +44,9 @@ async def _seed(sessions: Sessions, lease: Lease, limits: Limits, resource: str)
     async with boundary(FailureKind.SEED, resource, limits.seed_seconds):
         while True:
             try:
-                return await sessions.seed_session(lease.task, lease.seed, lifetime)
+                if snapshot is None:
+                    return await sessions.seed_session(lease.task, lease.seed, lifetime)
+                return await sessions.restore_session(lease.task, lease.seed, snapshot, lifetime)
             except Unavailable:
                 if time.monotonic() - began + pause >= limits.seed_seconds:
                     raise

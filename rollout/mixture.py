@@ -15,6 +15,7 @@ from functools import partial
 from rollout.config import JobConfig
 from rollout.errors import UserError
 from rollout.expectation import History
+from rollout.journal import taken_up
 from rollout.lanes import LOOK_AHEAD, Lane
 from rollout.resource import Resource
 from rollout.scheduling import samples
@@ -31,9 +32,10 @@ def lanes_of(
     run_id: str,
     done: Container[int],
     history: History | None = None,
+    left: dict[str, str] | None = None,
 ) -> list[Lane]:
     """The lanes of a job that have something left, in the order of their names. `done` has the sample numbers that
-    have a row, `history` what tasks took before.
+    have a row, `history` what tasks took before, `left` whose turns an earlier driver's runners have left.
 
     The task at position p of lane n has the index n * LANE_TASKS + p: known without a look at the other lanes, which
     may be endless, and the same at every resumption. What is done stays a few ranges, however fast each lane goes.
@@ -47,7 +49,7 @@ def lanes_of(
         if (lease := next(source, None)) is None:
             continue
         lane = Lane(
-            source=itertools.chain([lease], source),
+            source=taken_up(itertools.chain([lease], source), {} if left is None else left),
             name=name,
             weight=environment.weight,
             limit=environment.hosts * (environment.max_sessions or resource.max_sessions),

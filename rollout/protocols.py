@@ -32,8 +32,11 @@ class Policy(Protocol):
 class Session(Protocol):
     """One seeded session of a resource. Idempotent close; the others raise ResourceDown when the host is gone."""
 
-    async def call(self, call: ToolCall, seconds: float) -> ToolResult:
-        """Runs one tool. What the tool or its arguments did wrong is in the result."""
+    async def call(self, call: ToolCall, seconds: float) -> tuple[ToolResult, bytes | None]:
+        """Runs one tool. What the tool or its arguments did wrong is in the result.
+
+        Beside it comes the session's state, of resources that give snapshots, unless another call is still running.
+        """
         ...
 
     async def verify(self, transcript: Transcript, seconds: float) -> Score:
@@ -64,6 +67,10 @@ class Sessions(Protocol):
 
         Raises Unavailable when asking again may help. Cancelling it leaves no session open.
         """
+        ...
+
+    async def restore_session(self, task: Task, seed: int, snapshot: bytes, seconds: float) -> Seeded:
+        """The same with a session that goes on from a snapshot. Raises NotRestored when none can be made from it."""
         ...
 
 

@@ -21,7 +21,8 @@ A resource is one small class: where its tasks come from, its tools as typed asy
 
 The object that `seed_session` returns is the session: it is handed to every tool, to `verify` and to `close`, and to
 nobody else. One Resource object serves thousands of sessions on one event loop, so tools must not block it: heavy
-work goes through `rollout.offload`. Environments that think in reset and step derive from StepResource.
+work goes through `rollout.offload`. Setting `restores` lets an episode outlive the process that plays it. Environments
+that think in reset and step derive from StepResource.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 from pydantic.fields import FieldInfo
 
 from rollout.errors import ToolError
-from rollout.trajectory import Message, Score, Task, ToolResult, ToolSpec, Transcript
+from rollout.trajectory import Message, Restores, Score, Task, ToolResult, ToolSpec, Transcript
 
 ToolFunction = Callable[..., Awaitable[Any]]
 F = TypeVar("F", bound=ToolFunction)
@@ -95,6 +96,10 @@ class Resource:
     the episode."""
     max_sessions: ClassVar[int] = 65_536
     """Sessions one host may hold, where a job does not say."""
+    restores: ClassVar[Restores | None] = None
+    """How an episode goes on whose runner died. `replay`: a fresh session is given the recorded tool calls again, and
+    its answers must be the recorded ones; for tools that depend on nothing but the session, its seed and the calls.
+    `snapshot`: a session is made from what `snapshot` gave after the last turn. None: the episode starts again."""
     num_tasks: int | None = None
     """How many tasks `tasks` yields, where that is known beforehand."""
 
@@ -109,6 +114,14 @@ class Resource:
     def opening(self, session: Any, task: Task) -> tuple[Message, ...]:
         """The conversation before the policy's first turn, without the system message."""
         return task.messages
+
+    async def snapshot(self, session: Any) -> bytes:
+        """All of a session's state, for `restore`; asked for after every turn that used a tool, so keep it small."""
+        raise NotImplementedError(f"{self.name} gives no snapshots")
+
+    async def restore(self, task: Task, seed: int, snapshot: bytes) -> Any:
+        """A session that goes on where the one went that gave the snapshot, perhaps in another process."""
+        raise NotImplementedError(f"{self.name} takes no snapshots")
 
     async def verify(self, session: Any, transcript: Transcript) -> Score | float:
         """Judges a finished episode. Called once, also for truncated ones, while the session is open."""

@@ -110,6 +110,8 @@ SCHEMA: pa.Schema = pa.schema(
         pa.field("started_at", _TIME),
         pa.field("finished_at", _TIME),
         pa.field("parent_episode_id", _STRING),
+        pa.field("restored_turns", _INT),
+        pa.field("restored_tokens", _LONG),
     ]
 )
 
@@ -192,6 +194,8 @@ def to_row(trajectory: Trajectory) -> dict[str, Any]:
         },
         "started_at": int(trajectory.started_at * 1e6),
         "finished_at": int(trajectory.finished_at * 1e6),
+        "restored_turns": trajectory.restored_turns,
+        "restored_tokens": trajectory.restored_tokens if trajectory.restored_turns is not None else None,
     }
 
 

@@ -2,6 +2,7 @@
 
 RUN/run.yaml     identity, resolved configuration, digests of tasks and code; written once
 RUN/episodes/    the dataset
+RUN/turns/       finished turns of the episodes in flight; gone when the run has ended well
 RUN/.lock        held by the driver that is at work
 """
 
@@ -28,6 +29,7 @@ from rollout.errors import RolloutError, UserError, describe
 _FREE_SECTIONS = ("scheduler", "dataset")
 _FREE_KEYS = (
     ("run", "dir"),
+    ("run", "keep_turns"),
     ("model", "replicas"),
     ("model", "cpus_per_replica"),
     ("model", "max_in_flight"),
@@ -66,6 +68,11 @@ class Run:
     def episodes(self) -> str:
         """The dataset's folder, absolute: runners work elsewhere."""
         return str((self.path / "episodes").resolve())
+
+    @property
+    def turns(self) -> Path:
+        """Where the turns of episodes in flight are kept, absolute."""
+        return self.path.resolve() / "turns"
 
 
 def code_version() -> str:
@@ -108,6 +115,7 @@ def take_back(run: Run) -> None:
     """Empties the folder of a run that has no row: one that could not begin is to be no run one has to resume."""
     (run.path / "run.yaml").unlink(missing_ok=True)
     shutil.rmtree(run.episodes, ignore_errors=True)
+    shutil.rmtree(run.turns, ignore_errors=True)
 
 
 def read_run(folder: Path) -> Run:

@@ -55,6 +55,8 @@ class Orders:
     """To break off where they are still played: drop reasons by episode."""
     unplayed: tuple[tuple[Lease, str], ...] = ()
     """To write down as dropped rows without playing them, each with its reason."""
+    settled: tuple[str, ...] = ()
+    """Episodes whose rows have been committed."""
     draining: bool = False
     """No more leases wait: rows need not wait for company."""
     hold: float = 0.0
@@ -158,7 +160,8 @@ class Scheduler:
             leases.append(lease)
             runner.running[lease.episode_id] = lease
         drops, runner.drops = runner.drops, {}
-        return Orders(tuple(leases), drops, self._write_down(runner), self.drained, hold)
+        unplayed = self._write_down(runner)
+        return Orders(tuple(leases), drops, unplayed, draining=self.drained, hold=hold)
 
     def finish(self, name: str, episode_ids: Iterable[str], bad: Collection[str] = ()) -> None:
         """Episodes that ended; their rows are on the way. Frees their slots. Those in `bad` failed or were dropped."""

@@ -67,6 +67,8 @@ class RunConfig(Section):
     over_sample: Annotated[int, Field(ge=0)] = 0
     """Further episodes a task: when samples_per_task of them have ended well, the rest is dropped as stragglers."""
     limits: LimitsConfig = LimitsConfig()
+    keep_turns: bool = True
+    """Writes finished turns down, so that episodes whose runner or driver dies go on where they were."""
 
     @property
     def group_size(self) -> int:

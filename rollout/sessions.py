@@ -14,10 +14,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 from uuid import uuid4
 
-from rollout.errors import ResourceDown, ToolError, Unavailable, describe, nearest
+from rollout.errors import NotRestored, ResourceDown, ToolError, Unavailable, describe, nearest
 from rollout.protocols import Seeded
 from rollout.resource import BoundTool, Resource, as_result, as_score
 from rollout.trajectory import Message, Score, Task, ToolCall, ToolResult, ToolSpec, Transcript
+
+SNAPSHOT_SECONDS = 2.0
+"""What a resource may take to give a snapshot: less than a call's answer may be late."""
 
 _LOG = logging.getLogger(__name__)
 
@@ -26,6 +29,10 @@ _LOG = logging.getLogger(__name__)
 class _Open:
     state: Any
     expires: float
+    running: int = 0
+    """Calls, now."""
+    begun: int = 0
+    """Calls, ever."""
 
 
 @dataclass(slots=True)
@@ -54,16 +61,22 @@ class SessionTable:
         """The tools as the policy is told of them."""
         return tuple(bound.spec for bound in self._tools.values())
 
-    async def seed(self, task: Task, seed: int, seconds: float) -> tuple[str, tuple[Message, ...]]:
+    async def seed(
+        self, task: Task, seed: int, seconds: float, snapshot: bytes | None = None
+    ) -> tuple[str, tuple[Message, ...]]:
         """Opens a session that is closed after `seconds` at the latest; its id and the opening messages.
 
-        Raises Unavailable when the host holds as many as it may.
+        With a snapshot the session goes on from it. Raises Unavailable when the host holds as many as it may,
+        NotRestored when the resource cannot make a session from the snapshot.
         """
         if len(self._open) + self._seeding >= (self.max_sessions or self.resource.max_sessions):
             raise Unavailable(f"{self.resource.name} holds {len(self._open)} sessions, its most")
         self._seeding += 1
         try:
-            state = await self.resource.seed_session(task, seed)
+            if snapshot is None:
+                state = await self.resource.seed_session(task, seed)
+            else:
+                state = await self._restored(task, seed, snapshot)
         finally:
             self._seeding -= 1
         session_id = uuid4().hex
@@ -74,6 +87,41 @@ class SessionTable:
         except BaseException:  # nobody will ever hear of this session
             await self.close(session_id)
             raise
+
+    async def _restored(self, task: Task, seed: int, snapshot: bytes) -> Any:
+        try:
+            return await self.resource.restore(task, seed, snapshot)
+        except ResourceDown:
+            raise
+        except Exception as error:  # the resource's bug costs the turns, not the episode: it starts again
+            raise NotRestored(f"{self.resource.name}: {describe(error)}") from error
+
+    async def answer(self, session_id: str, call: ToolCall, seconds: float) -> tuple[ToolResult, bytes | None]:
+        """The same as `call`, and the session's state after it, of resources that give snapshots.
+
+        There is none while another call of the session runs: that one brings it.
+        """
+        if self.resource.restores != "snapshot":
+            return await self.call(session_id, call, seconds), None
+        self._state(session_id)
+        entry = self._open[session_id]
+        entry.running += 1
+        entry.begun += 1
+        try:
+            result = await self.call(session_id, call, seconds)
+        finally:
+            entry.running -= 1
+        return result, None if entry.running else await self._snapshot(entry)
+
+    async def _snapshot(self, entry: _Open) -> bytes | None:
+        begun = entry.begun
+        try:
+            async with asyncio.timeout(SNAPSHOT_SECONDS):
+                snapshot = await self.resource.snapshot(entry.state)
+        except Exception as error:  # the resource's bug costs the turn's safety, not the turn
+            _LOG.warning("%s gave no snapshot: %s", self.resource.name, describe(error))
+            return None
+        return snapshot if entry.begun == begun else None
 
     async def call(self, session_id: str, call: ToolCall, seconds: float) -> ToolResult:
         """Runs one tool under its deadline. Everything but ResourceDown becomes a result the policy reads."""
@@ -143,8 +191,8 @@ class LocalSession:
     table: SessionTable
     session_id: str
 
-    async def call(self, call: ToolCall, seconds: float) -> ToolResult:
-        return await self.table.call(self.session_id, call, seconds)
+    async def call(self, call: ToolCall, seconds: float) -> tuple[ToolResult, bytes | None]:
+        return await self.table.answer(self.session_id, call, seconds)
 
     async def verify(self, transcript: Transcript, seconds: float) -> Score:
         return await self.table.verify(self.session_id, transcript, seconds)
@@ -160,7 +208,13 @@ class LocalSessions:
     table: SessionTable
 
     async def seed_session(self, task: Task, seed: int, seconds: float) -> Seeded:
+        return await self._open(task, seed, seconds, None)
+
+    async def restore_session(self, task: Task, seed: int, snapshot: bytes, seconds: float) -> Seeded:
+        return await self._open(task, seed, seconds, snapshot)
+
+    async def _open(self, task: Task, seed: int, seconds: float, snapshot: bytes | None) -> Seeded:
         resource = self.table.resource
-        session_id, messages = await self.table.seed(task, seed, seconds)
+        session_id, messages = await self.table.seed(task, seed, seconds, snapshot)
         session = LocalSession(self.table, session_id)
         return Seeded(session, messages, self.table.specs, resource.text_tool, resource.instructions)

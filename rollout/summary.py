@@ -30,6 +30,9 @@ SELECT count(*) AS episodes, count(DISTINCT task_index) AS tasks, coalesce(sum(a
     coalesce(sum(cached_tokens), 0)::BIGINT AS cached_tokens,
     coalesce(sum(completion_tokens), 0)::BIGINT AS completion_tokens,
     coalesce(sum(tool_calls), 0)::BIGINT AS tool_calls, coalesce(sum(tool_errors), 0)::BIGINT AS tool_errors,
+    count(*) FILTER (restored_turns > 0) AS restored, coalesce(sum(restored_turns), 0)::BIGINT AS restored_turns,
+    coalesce(sum(restored_tokens), 0)::BIGINT AS restored_tokens,
+    count(*) FILTER (restored_turns = 0) AS started_again,
     sum(cost) AS cost, epoch(max(finished_at) - min(started_at)) AS wall_seconds
 FROM episodes"""
 
@@ -119,6 +122,8 @@ def _lines(values: Numbers) -> Iterator[tuple[str, str]]:
         yield "dropped", _listed(values["drops"])
     if values["retries"]:
         yield "retries", f"{values['retries']:,}"
+    if values["restored"] or values["started_again"]:
+        yield "continued", _continued(values)
     yield "turns", f"{values['mean_turns']:.2f} an episode, {values['turns']:,} in all"
     cached = f" ({values['cached_share']:.0%} cached)" if values["cached_share"] is not None else ""
     yield "tokens", f"{values['prompt_tokens']:,} prompt{cached}, {values['completion_tokens']:,} sampled"
@@ -174,6 +179,13 @@ def _leaves(files: Sequence[str], leaves: Sequence[tuple[str, ...]]) -> Iterator
 def _counts(database: Database, column: str) -> dict[str, int]:
     counted = f"SELECT {column} AS name, count(*) AS n FROM episodes GROUP BY 1 ORDER BY n DESC, name"
     return {row["name"]: row["n"] for row in database.rows(counted) if row["name"] is not None}
+
+
+def _continued(values: Numbers) -> str:
+    """What was not lost with the runners that died, and what was all the same."""
+    kept = f"{values['restored_turns']:,} turns and {values['restored_tokens']:,} sampled tokens not played again"
+    again = f"; {values['started_again']:,} started again" if values["started_again"] else ""
+    return f"{values['restored']:,} episodes, {kept}{again}"
 
 
 def _share(part: int, whole: int) -> float | None:

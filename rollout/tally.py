@@ -38,6 +38,13 @@ class Tally:
     cached_tokens: int = 0
     tool_calls: int = 0
     tool_errors: int = 0
+    restored: int = 0
+    """Episodes that went on behind the turns of an earlier attempt."""
+    restored_turns: int = 0
+    restored_tokens: int = 0
+    """Sampled tokens of those turns."""
+    started_again: int = 0
+    """Episodes that had such turns and started again all the same."""
 
     @classmethod
     def of(cls, trajectory: Trajectory) -> Self:
@@ -59,6 +66,10 @@ class Tally:
             cached_tokens=sum(completion.cached_tokens or 0 for completion in completions),
             tool_calls=len(uses),
             tool_errors=sum(use.result.error is not None for use in uses),
+            restored=int(bool(trajectory.restored_turns)),
+            restored_turns=trajectory.restored_turns or 0,
+            restored_tokens=trajectory.restored_tokens,
+            started_again=int(trajectory.restored_turns == 0),
         )
 
     def __add__(self, other: Tally) -> Tally:
@@ -76,6 +87,10 @@ class Tally:
             cached_tokens=self.cached_tokens + other.cached_tokens,
             tool_calls=self.tool_calls + other.tool_calls,
             tool_errors=self.tool_errors + other.tool_errors,
+            restored=self.restored + other.restored,
+            restored_turns=self.restored_turns + other.restored_turns,
+            restored_tokens=self.restored_tokens + other.restored_tokens,
+            started_again=self.started_again + other.started_again,
         )
 
     @property

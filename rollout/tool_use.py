@@ -25,25 +25,29 @@ class ToolsUsed:
 
     uses: tuple[ToolUse, ...] = ()
     broken: BoundaryError | None = None
+    snapshot: bytes | None = None
+    """The session's state after the last of them to end, of resources that give one."""
 
 
 async def use_tools(
     session: Session, calls: Sequence[ToolCall], allowed: Sequence[str], seconds: float, cut: bool
 ) -> ToolsUsed:
     """Runs all calls of a turn at once, each within `seconds`; none when the completion was `cut`."""
+    snapshots: list[bytes] = []
     if len(calls) == 1:
-        answers = [await _use(session, calls[0], allowed, seconds, cut)]
+        answers = [await _use(session, calls[0], allowed, seconds, cut, snapshots)]
     else:
-        running = [_use(session, call, allowed, seconds, cut) for call in calls]
+        running = [_use(session, call, allowed, seconds, cut, snapshots) for call in calls]
         answers = [_raised(answer) for answer in await asyncio.gather(*running, return_exceptions=True)]
     uses = tuple(ToolUse(call, _result(answer)) for call, answer in zip(calls, answers, strict=True))
     broken = next((answer for answer in answers if isinstance(answer, BoundaryError)), None)
-    return ToolsUsed(uses, broken)
+    return ToolsUsed(uses, broken, snapshots[-1] if snapshots else None)
 
 
 async def _use(
-    session: Session, call: ToolCall, allowed: Sequence[str], seconds: float, cut: bool
+    session: Session, call: ToolCall, allowed: Sequence[str], seconds: float, cut: bool, snapshots: list[bytes]
 ) -> ToolResult | BoundaryError:
+    """One call's result; the state that came with it is put behind those of calls that ended before."""
     if cut:
         return _skipped("the completion was cut before this call could run")
     if not call.name:
@@ -52,7 +56,10 @@ async def _use(
         return _skipped(f"there is no tool '{call.name}'; there are: {', '.join(sorted(allowed)) or 'none'}")
     try:
         async with boundary(FailureKind.TOOL, call.name, seconds + TRANSPORT_SECONDS):
-            return _sound(await session.call(call, seconds))
+            result, snapshot = await session.call(call, seconds)
+            if snapshot is not None:
+                snapshots.append(snapshot)
+            return _sound(result)
     except BoundaryError as error:
         return error
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Literal
 
 from rollout.turn import (
     Completion,
@@ -37,6 +38,7 @@ __all__ = [
     "Limits",
     "Message",
     "Prompt",
+    "Restores",
     "Sampling",
     "Score",
     "Seconds",
@@ -53,6 +55,10 @@ __all__ = [
     "Turn",
     "VersionSpan",
 ]
+
+
+Restores = Literal["replay", "snapshot"]
+"""How the session of an episode that was broken off is restored: see `Resource.restores`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,6 +251,9 @@ class Trajectory:
     score: Score | None = None
     failure: Failure | None = None
     drop_reason: str | None = None
+    restored_turns: int | None = None
+    """Turns an earlier attempt had played and this one went on behind; 0 when there were some and this one started
+    again all the same, None when there were none."""
     seconds: Seconds = field(default_factory=Seconds)
     started_at: float = 0.0
     finished_at: float = 0.0
@@ -267,6 +276,11 @@ class Trajectory:
     def num_sampled(self) -> int:
         """Tokens the policy sampled."""
         return sum(turn.completion.num_sampled for turn in self.turns)
+
+    @property
+    def restored_tokens(self) -> int:
+        """Those of them that an earlier attempt had sampled."""
+        return sum(turn.completion.num_sampled for turn in self.turns[: self.restored_turns or 0])
 
     @property
     def num_tool_calls(self) -> int:

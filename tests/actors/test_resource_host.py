@@ -8,7 +8,8 @@ from actors import resource_host
 from actors.courier import Courier, Lost
 from actors.resource_host import HostedSession, HostedSessions, ResourceHost
 from resources.counter import Counter
-from rollout.errors import Unavailable
+from resources.ledger import Ledger
+from rollout.errors import NotRestored, Unavailable
 from rollout.trajectory import StopReason, ToolCall, Transcript
 
 TASK = next(Counter(1).tasks(0))
@@ -25,11 +26,27 @@ async def test_a_hosted_session_is_used_as_one_in_this_process() -> None:
     seeded = await sessions.seed_session(TASK, 0, 60)
     assert seeded.messages == TASK.messages
     assert {spec.name for spec in seeded.tools} == {"add", "submit"}
-    assert (await seeded.session.call(ToolCall("a", "add", '{"amount": 4}'), 5)).content == "4"
-    assert (await seeded.session.call(ToolCall("b", "submit", "{}"), 5)).done
+    added, _ = await seeded.session.call(ToolCall("a", "add", '{"amount": 4}'), 5)
+    submitted, _ = await seeded.session.call(ToolCall("b", "submit", "{}"), 5)
+    assert (added.content, submitted.done) == ("4", True)
     assert (await seeded.session.verify(Transcript((), StopReason.ENVIRONMENT), 5)).reward == 1.0
     await seeded.session.close()
     assert await host.counts() == {"opened": 1, "closed": 1, "expired": 0, "open": 0}
+
+
+async def test_a_session_goes_on_at_another_host_from_the_snapshot_it_left() -> None:
+    task = next(Ledger(1).tasks(0))
+    hosts = [ResourceHost("ledger", {"count": 1}, 1) for _ in range(2)]
+    here, there = [HostedSessions([Courier(host.exchange, "host")], await host.offer()) for host in hosts]
+    left = await here.seed_session(task, 0, 60)
+    _, snapshot = await left.session.call(ToolCall("a", "open_account", '{"owner": "Zoe"}'), 5)
+    assert snapshot is not None
+    found = await there.restore_session(task, 0, snapshot, 60)
+    result, _ = await found.session.call(ToolCall("b", "balance", '{"owner": "Zoe"}'), 5)
+    assert (result.content, found.messages) == ("0", task.messages)
+    with pytest.raises(NotRestored):
+        await there.restore_session(task, 0, b"no database", 60)
+    assert (await hosts[1].offer()).restores == "snapshot"
 
 
 async def test_a_host_that_stops_closes_what_is_left_and_takes_nothing_new() -> None:

@@ -133,7 +133,7 @@ class FaultySession:
         if (fault := self.faults.get(verb)) is not None:
             await fault()
 
-    async def call(self, call: ToolCall, seconds: float) -> ToolResult:
+    async def call(self, call: ToolCall, seconds: float) -> tuple[ToolResult, bytes | None]:
         await self._before("call")
         return await self.inner.call(call, seconds)
 
@@ -159,4 +159,8 @@ class FaultySessions:
         if (fault := self.faults.get("seed")) is not None:
             await fault()
         seeded = await LocalSessions(self.table).seed_session(task, seed, seconds)
+        return replace(seeded, session=FaultySession(seeded.session, self.faults))
+
+    async def restore_session(self, task: Task, seed: int, snapshot: bytes, seconds: float) -> Seeded:
+        seeded = await LocalSessions(self.table).restore_session(task, seed, snapshot, seconds)
         return replace(seeded, session=FaultySession(seeded.session, self.faults))

@@ -162,6 +162,44 @@ class Fragile(Good):
         return await super().verify(session, transcript)
 
 
+class Unlike(Good):
+    """Says how often it was opened: no replay gives the same."""
+
+    restores = "replay"
+    opened: ClassVar[int] = 0
+
+    async def seed_session(self, task: Task, seed: int) -> Purse:
+        Unlike.opened += 1
+        return await super().seed_session(task, seed)
+
+    def opening(self, session: Any, task: Task) -> tuple[Message, ...]:
+        return ({"role": "user", "content": f"Visit {self.opened}."}, *task.messages)
+
+
+class Emptied(Good):
+    """Forgets in its snapshots what is in the purse."""
+
+    restores = "snapshot"
+
+    async def snapshot(self, session: Purse) -> bytes:
+        return b""
+
+    async def restore(self, task: Task, seed: int, snapshot: bytes) -> Purse:
+        return await self.seed_session(task, seed)
+
+
+class Promising(Good):
+    restores = "snapshot"
+
+
+class Restored(Emptied):
+    async def snapshot(self, session: Purse) -> bytes:
+        return bytes([session.coins])
+
+    async def restore(self, task: Task, seed: int, snapshot: bytes) -> Purse:
+        return Purse(task.data["wanted"], snapshot[0])
+
+
 class Leaky(Good):
     async def close(self, session: Purse) -> None:
         raise RuntimeError("the purse is stuck")
@@ -202,7 +240,7 @@ async def failed(resource: Resource) -> dict[str, str]:
     return {finding.name: finding.detail for finding in await check(resource) if not finding.ok}
 
 
-@pytest.mark.parametrize("resource", [Good(), Talk()])
+@pytest.mark.parametrize("resource", [Good(), Talk(), Restored()])
 async def test_a_good_resource_passes(resource: Resource) -> None:
     assert await failed(resource) == {}
 
@@ -223,6 +261,9 @@ async def test_a_good_resource_passes(resource: Resource) -> None:
         (Shared(), "sessions do not share state", "played beside other sessions, call 1 gives"),
         (Careless(), "bad calls are told to the policy", "put has no complaint"),
         (Fragile(), "a truncated episode can be judged", "no turn to judge"),
+        (Unlike(), "a session is restored as it says", "the restored session opens with"),
+        (Emptied(), "a session is restored as it says", "steps and restored, call"),
+        (Promising(), "a session is restored as it says", "there is no snapshot after call"),
         (Leaky(), "sessions close, once", "the purse is stuck"),
         (Down(), "gold scores 1.0", "no purses"),
         (Asserting(), "a truncated episode can be judged", "an empty purse"),
@@ -234,7 +275,9 @@ async def test_each_fault_is_found_by_the_check_that_looks_for_it(resource: Reso
     assert detail in (await failed(resource))[name]
 
 
-@pytest.mark.parametrize("resource", [NoGold(), Undescribed(), Generous(), Shared(), Fragile()])
+@pytest.mark.parametrize(
+    "resource", [NoGold(), Undescribed(), Generous(), Shared(), Fragile(), Unlike(), Emptied(), Promising()]
+)
 async def test_a_single_fault_fails_nothing_else(resource: Resource) -> None:
     assert len(await failed(resource)) == 1
 

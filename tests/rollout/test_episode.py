@@ -467,7 +467,7 @@ async def test_invariant_11_an_episode_that_is_dropped_is_kept_as_far_as_it_came
     place, drops = gate(), dict[str, str]()
     sessions = FaultySessions({verb: place})
     policy = FaultyPolicy(says(*GOLD), place) if verb == "complete" else says(*GOLD)
-    episode = asyncio.create_task(run_episode(lease(), setting(policy, sessions), drops))
+    episode = asyncio.create_task(run_episode(lease(), setting(policy, sessions), drops=drops))
     await place.reached.wait()
     drops[lease().episode_id] = "straggler"
     episode.cancel()
@@ -485,7 +485,9 @@ async def test_invariant_11_an_episode_that_is_dropped_is_kept_as_far_as_it_came
 async def test_an_episode_that_has_its_score_is_not_dropped_while_its_session_closes() -> None:
     place = gate()
     episode = asyncio.create_task(
-        run_episode(lease(), setting(says(*GOLD), FaultySessions({"close": place})), {lease().episode_id: "straggler"})
+        run_episode(
+            lease(), setting(says(*GOLD), FaultySessions({"close": place})), drops={lease().episode_id: "straggler"}
+        )
     )
     await place.reached.wait()
     episode.cancel()

@@ -122,6 +122,19 @@ async def test_views_of_turns_and_tool_calls(run: Path) -> None:
     assert asked(run, joined) == [{"n": 8}]
 
 
+async def test_what_was_not_lost_is_told_and_what_was(tmp_path: Path) -> None:
+    episodes = [await play(0, sample, GOOD) for sample in range(4)]
+    turns = (None, 2, 3, 0)
+    commit(tmp_path, *(replace(one, restored_turns=count) for one, count in zip(episodes, turns, strict=True)))
+    values = numbers(tmp_path)
+    sampled = [turn.completion.num_sampled for turn in episodes[0].turns]
+    tokens = 2 * sum(sampled) - sampled[2]
+    assert (values["restored"], values["restored_turns"], values["started_again"]) == (2, 5, 1)
+    assert values["restored_tokens"] == tokens
+    line = f"2 episodes, 5 turns and {tokens} sampled tokens not played again; 1 started again"
+    assert line in summary(tmp_path)
+
+
 async def test_the_numbers(run: Path) -> None:
     values = numbers(run)
     assert values["episodes"] == 4

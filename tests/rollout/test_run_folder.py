@@ -99,6 +99,7 @@ def test_invariant_8_a_run_whose_tasks_or_code_differ_is_refused_by_name(tmp_pat
 def test_how_fast_a_run_is_may_change(tmp_path: Path) -> None:
     run = start(tmp_path)
     faster: dict[str, Any] = {"scheduler": {"in_flight": 7}, "dataset": {"commit_rows": 1}, "model": {"replicas": 3}}
+    faster["run"] = {"dir": str(tmp_path), "keep_turns": False}
     again = resume(tmp_path, resource={"hosts": 2}, **faster)
     assert (again.run_id, again.config["model"]["replicas"], again.forced) == (run.run_id, 3, [])
 

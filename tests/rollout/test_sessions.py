@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from rollout.errors import ResourceDown, ToolError
+from rollout.errors import NotRestored, ResourceDown, ToolError
 from rollout.resource import Resource, tool
 from rollout.sessions import LocalSessions, SessionTable
 from rollout.trajectory import Score, StopReason, Task, ToolCall, Transcript
@@ -170,11 +170,72 @@ async def test_a_seed_that_fails_leaves_its_place_free() -> None:
     assert (await table.seed(TASK, 0, 60))[0]
 
 
+class Slow(Lab):
+    """A session is what was done in it, in the order in which it ended."""
+
+    restores = "snapshot"
+
+    async def seed_session(self, task: Task, seed: int) -> list[str]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return []
+
+    @tool
+    async def do(self, session: list[str], what: str) -> str:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Do something, after a while."""
+        for _ in range(int(what)):
+            await asyncio.sleep(0)
+        session.append(what)
+        return what
+
+    async def snapshot(self, session: list[str]) -> bytes:
+        if "7" in session:
+            raise RuntimeError("the camera is broken")
+        await asyncio.sleep(0)
+        return " ".join(session).encode()
+
+    async def restore(self, task: Task, seed: int, snapshot: bytes) -> list[str]:
+        return snapshot.decode("ascii").split()
+
+
+async def test_the_last_call_to_end_brings_the_sessions_state() -> None:
+    table = SessionTable(Slow())
+    session, _ = await table.seed(TASK, 0, 60)
+    answers = await asyncio.gather(*(table.answer(session, do(what), 5) for what in ("4", "9", "2")))
+    assert [(result.content, snapshot) for result, snapshot in answers] == [("4", None), ("9", b"2 4 9"), ("2", None)]
+    again, _ = await table.seed(TASK, 0, 60, b"2 4 9")
+    assert (await table.answer(again, do("0"), 5))[1] == b"2 4 9 0"
+
+
+async def test_a_snapshot_that_another_call_runs_into_is_none() -> None:
+    table = SessionTable(Slow())
+    session, _ = await table.seed(TASK, 0, 60)
+    first = asyncio.create_task(table.answer(session, do("0"), 5))
+    while not table._open[session].state:  # noqa: ASYNC110 # pyright: ignore[reportPrivateUsage]
+        await asyncio.sleep(0)
+    second = await table.answer(session, do("0"), 5)
+    assert [(await first)[1], second[1]] == [None, b"0 0"]
+
+
+async def test_a_snapshot_that_cannot_be_taken_does_not_cost_the_call(caplog: pytest.LogCaptureFixture) -> None:
+    table = SessionTable(Slow())
+    session, _ = await table.seed(TASK, 0, 60)
+    result, snapshot = await table.answer(session, do("7"), 5)
+    assert (result.content, result.error, snapshot) == ("7", None, None)
+    assert "the camera is broken" in caplog.text
+
+
+async def test_a_snapshot_that_says_nothing_opens_no_session() -> None:
+    table = SessionTable(Slow())
+    with pytest.raises(NotRestored, match="UnicodeDecodeError"):
+        await table.seed(TASK, 0, 60, b"\xff")
+    assert (len(table), table.opened) == (0, 0)
+
+
 async def test_a_local_session_offers_what_a_host_does() -> None:
     lab = Lab()
     seeded = await LocalSessions(SessionTable(lab)).seed_session(TASK, 0, 60)
     assert ([spec.name for spec in seeded.tools], seeded.messages, seeded.text_tool) == (["do"], TASK.messages, None)
-    assert (await seeded.session.call(do("it"), 5)).error is None
+    result, snapshot = await seeded.session.call(do("it"), 5)
+    assert (result.error, snapshot) == (None, None)
     assert (await seeded.session.verify(EMPTY, 5)).reward == 1.0
     await seeded.session.close()
     assert lab.ended == [1]

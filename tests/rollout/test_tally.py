@@ -57,6 +57,12 @@ def test_of_one_episode() -> None:
     assert tally.cached_share == 0.6
 
 
+def test_what_was_not_lost_is_counted_and_what_was() -> None:
+    first, nothing = replace(GOOD, restored_turns=1), replace(GOOD, restored_turns=0)
+    tally = Tally.of(first) + Tally.of(nothing) + Tally.of(GOOD) + Tally.of(replace(GOOD, restored_turns=2))
+    assert (tally.restored, tally.restored_turns, tally.restored_tokens, tally.started_again) == (2, 3, 25, 1)
+
+
 def test_a_failure_has_no_reward() -> None:
     tally = Tally.of(BROKEN)
     assert tally.failures == {"model": 1}

@@ -1,0 +1,84 @@
+"""Going on behind the turns that an earlier attempt has left.
+
+The episode is played again from its record: the ledger takes the very ids that were sampled, tools are called again
+(`replay`) or the session goes on from a snapshot and their answers are taken from the record. Either way the turn that
+comes out must be the recorded one, so that nobody who reads the row can tell where it was broken off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import zip_longest
+
+from rollout.errors import RolloutError
+from rollout.saved import Saved
+from rollout.tool_use import ToolsUsed
+from rollout.trajectory import Completion, Prompt, Restores, ToolUse, Turn
+
+
+class Diverged(RolloutError):
+    """What was rebuilt is not what was recorded: the episode has to start again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """The turns an attempt goes on behind; the empty one is `Record()`."""
+
+    turns: tuple[Saved, ...] = ()
+    snapshot: bytes | None = None
+    """State of the session after them; None where a fresh one is to be used."""
+    replays: bool = True
+    """Tools are called again."""
+
+    @staticmethod
+    def of(saved: Sequence[Saved], restores: Restores | None) -> Record:
+        """As many of the saved turns as the resource can go on behind."""
+        if restores is None:
+            return Record()
+        if restores == "replay":
+            return Record(tuple(saved))
+        kept = list(saved)
+        while kept and kept[-1].snapshot is None and any(not use.result.skipped for use in kept[-1].turn.tool_uses):
+            kept.pop()  # it changed the session, and how is not known
+        snapshot = next((one.snapshot for one in reversed(kept) if one.snapshot is not None), None)
+        return Record(tuple(kept), snapshot, replays=False)
+
+    def completion(self, prompt: Prompt) -> Completion | None:
+        """What the policy said in a recorded turn. Raises Diverged when that was to another prompt."""
+        if prompt.turn >= len(self.turns):
+            return None
+        saved = self.turns[prompt.turn]
+        if prompt.turn == 0 and tuple(prompt.messages) != saved.opening:
+            raise Diverged("the conversation opens otherwise")
+        if not _ends_prompt(saved.turn, prompt.ids):
+            raise Diverged(f"turn {prompt.turn}: its prompt is another")
+        return saved.turn.completion
+
+    def used(self, number: int) -> ToolsUsed | None:
+        """What the tools of a recorded turn answered; None where they are to be called."""
+        if self.replays or number >= len(self.turns):
+            return None
+        return ToolsUsed(self.turns[number].turn.tool_uses)
+
+    def checked(self, number: int, turn: Turn) -> Turn:
+        """The recorded turn, with its times, in place of the one that was rebuilt from it. Raises Diverged."""
+        recorded = self.turns[number].turn
+        if turn.segments != recorded.segments:
+            raise Diverged(f"turn {number}: what the policy said is read otherwise")
+        for now, then in zip_longest(_timeless(turn.tool_uses), _timeless(recorded.tool_uses)):
+            if now != then:
+                raise Diverged(f"turn {number}: what a tool answered was {then}, is {now}"[:500])
+        return recorded
+
+
+def _ends_prompt(recorded: Turn, ids: Sequence[int]) -> bool:
+    """A prompt of ids is the recorded one when it ends in what the turn added: what stands before was compared."""
+    added, told = recorded.prompt_ids, recorded.completion.prompt_tokens
+    if not ids or added is None:
+        return True  # the endpoint renders the prompt; what it is made from is compared
+    return list(ids[len(ids) - len(added) :]) == list(added) and told in (None, len(ids))
+
+
+def _timeless(uses: Sequence[ToolUse]) -> list[ToolUse]:
+    return [replace(use, result=replace(use.result, seconds=0.0)) for use in uses]
