@@ -194,6 +194,11 @@ class Courier:
                 self._post(undo(answer.result()), _Letter(None))
             raise
 
+    @property
+    def where(self) -> str:
+        """What the other side is called."""
+        return self._where
+
     def take_status(self) -> Any:
         """What the other side told of itself last, once; None when it told nothing since this was asked."""
         told, self._told = self._told, None

@@ -13,6 +13,7 @@ from actors.check import check, make_resource
 from actors.cluster import Cluster, started
 from actors.connection import check_room, connect, disconnect
 from actors.driver import Driver
+from actors.metrics import RayExport
 from actors.setting import Names
 from rollout.config import JobConfig
 from rollout.dataset import Committer
@@ -39,7 +40,7 @@ def run_job(config: JobConfig, address: str | None, resume: bool, force: bool) -
         committer = Committer(run.episodes, run.run_id)
         committer.discard_uncommitted()
         try:
-            if connect(address):
+            if connect(address, config.logs):
                 check_room(config)
             return asyncio.run(_play(config, run, resource, committer))
         except UserError:
@@ -74,15 +75,17 @@ async def _play(config: JobConfig, run: Run, resource: Resource, committer: Comm
 def _driver(
     config: JobConfig, cluster: Cluster, scheduler: Scheduler, committer: Committer, live: Live, total: int | None
 ) -> Driver:
+    names = Names.of(config)
     return Driver(
         scheduler=scheduler,
         committer=committer,
         new_runner=cluster.new_runner,
         end_runner=cluster.end_runner,
         live=live,
-        names=Names.of(config),
+        names=names,
         total=total,
         start_seconds=config.scheduler.start_seconds,
+        export=RayExport(cluster.job.run_id, names.resource),
     )
 
 

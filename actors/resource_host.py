@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
 from actors.courier import Courier, Mailbox
 from resources.catalog import load_resource
-from rollout import offload
+from rollout import logs, offload
 from rollout.errors import Unavailable
+from rollout.latency import Latencies
+from rollout.load import HostLoad
 from rollout.protocols import Seeded
 from rollout.sessions import SessionTable
 from rollout.trajectory import Message, Score, Task, ToolCall, ToolResult, ToolSpec, Transcript
@@ -33,9 +36,10 @@ class ResourceHost:
     """Thousands of sessions of one resource on one event loop. Plain asyncio: `cluster` makes it an actor."""
 
     def __init__(self, reference: str, options: Mapping[str, Any], verifier_processes: int) -> None:
+        logs.mark_lines()
         offload.configure(verifier_processes)
         self._table = SessionTable(load_resource(reference, options))
-        self._mailbox = Mailbox(self._handle)
+        self._mailbox = Mailbox(self._handle, status=self._load)
         self._sweeper: asyncio.Task[None] | None = None
         self._ending = False
 
@@ -62,8 +66,12 @@ class ResourceHost:
         table = self._table
         return {"opened": table.opened, "closed": table.closed, "expired": table.expired, "open": len(table)}
 
-    async def _handle(self, letter: tuple[str, tuple[Any, ...]]) -> Any:
-        verb, arguments = letter
+    def _load(self) -> HostLoad:
+        return HostLoad(open=len(self._table), expired=self._table.expired, offloaded=offload.pending())
+
+    async def _handle(self, letter: tuple[str, tuple[Any, ...], logs.Ids | None]) -> Any:
+        verb, arguments, ids = letter
+        logs.about(ids)
         match verb:
             case "call":
                 return await self._table.call(*arguments)
@@ -89,6 +97,11 @@ class ResourceHost:
             await self._table.sweep()
 
 
+def _letter(verb: str, *arguments: Any) -> tuple[str, tuple[Any, ...], logs.Ids | None]:
+    """What a host is asked, and which episode it is about: its log lines say so."""
+    return verb, arguments, logs.ids()
+
+
 @dataclass(frozen=True, slots=True)
 class HostedSession:
     """A session at a host."""
@@ -97,13 +110,13 @@ class HostedSession:
     session_id: str
 
     async def call(self, call: ToolCall, seconds: float) -> ToolResult:
-        return cast(ToolResult, await self.courier.ask(("call", (self.session_id, call, seconds))))
+        return cast(ToolResult, await self.courier.ask(_letter("call", self.session_id, call, seconds)))
 
     async def verify(self, transcript: Transcript, seconds: float) -> Score:
-        return cast(Score, await self.courier.ask(("verify", (self.session_id, transcript, seconds))))
+        return cast(Score, await self.courier.ask(_letter("verify", self.session_id, transcript, seconds)))
 
     async def close(self) -> None:
-        await self.courier.ask(("close", (self.session_id,)))
+        await self.courier.ask(_letter("close", self.session_id))
 
 
 class HostedSessions:
@@ -113,13 +126,28 @@ class HostedSessions:
         self._couriers = couriers
         self._offer = offer
         self._next = 0
+        self._latencies = Latencies()
 
     async def seed_session(self, task: Task, seed: int, seconds: float) -> Seeded:
         courier = self._couriers[self._next % len(self._couriers)]
         self._next += 1  # also when it fails: whoever asks again asks another host
+        began = time.monotonic()
         # A seeding that nobody waits for any more is undone over there.
-        answer = await courier.ask(("seed", (task, seed, seconds)), undo=lambda seeded: ("close", (seeded[0],)))
+        answer = await courier.ask(
+            _letter("seed", task, seed, seconds), undo=lambda seeded: _letter("close", seeded[0])
+        )
+        self._latencies.observe("seed", time.monotonic() - began)
         session_id, messages = cast(tuple[str, tuple[Message, ...]], answer)
         offer = self._offer
         session = HostedSession(courier, session_id)
         return Seeded(session, messages, offer.tools, offer.text_tool, offer.instructions)
+
+    def loads(self) -> dict[str, HostLoad]:
+        """By host, what it told of itself since this was asked last."""
+        told = {courier.where: courier.take_status() for courier in self._couriers}
+        return {where: load for where, load in told.items() if load is not None}
+
+    def take_latencies(self) -> Latencies:
+        """How long sessions took to open (cause `seed`) since this was asked last."""
+        taken, self._latencies = self._latencies, Latencies()
+        return taken

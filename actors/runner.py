@@ -11,10 +11,13 @@ import logging
 import time
 from dataclasses import dataclass, field
 
-from actors.setting import Job, build_setting, close_setting
+from actors.setting import Job, build_setting, close_setting, heard
 from rollout.dataset import RowFile, write_file
 from rollout.episode import Setting, run_episode
 from rollout.errors import RolloutError, describe
+from rollout.latency import Latencies
+from rollout.load import HostLoad, Load
+from rollout.logs import about, mark_lines
 from rollout.rows import to_table
 from rollout.tally import Tally
 from rollout.trajectory import Failure, FailureKind, Lease, StopReason, Trajectory
@@ -41,6 +44,11 @@ class Report:
     given_back: list[tuple[str, Failure]] = field(default_factory=list[tuple[str, Failure]])
     files: list[Written] = field(default_factory=list[Written])
     tally: Tally = field(default_factory=Tally)
+    latencies: Latencies = field(default_factory=Latencies)
+    loads: dict[str, Load] = field(default_factory=dict[str, Load])
+    """What replicas told of themselves since then, by name,"""
+    hosts: dict[str, HostLoad] = field(default_factory=dict[str, HostLoad])
+    """and resource hosts."""
     fatal: str | None = None
     """The runner cannot go on: one line for the person who started the job."""
 
@@ -54,6 +62,7 @@ class EpisodeRunner:
     """Plain asyncio: `cluster` makes it an actor."""
 
     def __init__(self, job: Job) -> None:
+        mark_lines()
         self._job = job
         self._setting: Setting | None = None
         self._playing: dict[str, asyncio.Task[None]] = {}
@@ -86,8 +95,7 @@ class EpisodeRunner:
             pass
         self._flush_if_due()
         self._news.clear()
-        report, self._report = self._report, Report()
-        return report
+        return self._take_report()
 
     async def stop(self) -> Report:
         """Breaks off what is played (its sessions are closed), writes the rows of what has ended."""
@@ -99,21 +107,28 @@ class EpisodeRunner:
             await self._writing
         if self._rows:
             await self._write()
+        report = self._take_report()
         if self._setting is not None:
             await close_setting(self._setting)
             self._setting = None
+        return report
+
+    def _take_report(self) -> Report:
         report, self._report = self._report, Report()
+        if self._setting is not None:
+            heard(self._setting, report.loads, report.hosts, report.latencies)
         return report
 
     async def _play(self, lease: Lease) -> None:
         assert self._setting is not None, "start comes first"
+        about((lease.run_id, lease.episode_id, lease.attempt, 0))
         try:
             trajectory = await run_episode(lease, self._setting)
         except RolloutError as error:  # the job is wrong (a template that cannot go on, say): no episode can work
             self._tell_fatal(str(error))
             return
         except Exception as error:  # the one place where a bug becomes a row: it must not cost the other episodes
-            log.exception("episode %s", lease.episode_id)
+            log.exception("a bug")
             trajectory = _broken(lease, self._setting, error)
         finally:
             self._playing.pop(lease.episode_id, None)
@@ -121,6 +136,8 @@ class EpisodeRunner:
 
     def _end(self, trajectory: Trajectory) -> None:
         lease, failure = trajectory.lease, trajectory.failure
+        if failure is not None:
+            log.info("failed: %s at %s: %s", failure.kind, failure.where, failure.message)
         if failure is not None and not lease.final and failure.kind is not FailureKind.INTERNAL:
             self._report.given_back.append((lease.episode_id, failure))
         else:
@@ -129,6 +146,7 @@ class EpisodeRunner:
             self._rows.append(trajectory)
             self._report.finished.append(lease.episode_id)
             self._report.tally += Tally.of(trajectory)
+            self._report.latencies.take(trajectory)
         self._flush_if_due()
         self._news.set()
 

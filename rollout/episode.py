@@ -10,11 +10,13 @@ a turn is: environment or answer, turns, tokens, time, context.
 from __future__ import annotations
 
 import json
+import logging
 import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
+from rollout import logs
 from rollout.errors import BoundaryError, ContextExceeded, UserError, boundary
 from rollout.lifetime import opened
 from rollout.protocols import Ledger, Policy, Recorded, Seeded, Session, Sessions
@@ -39,6 +41,8 @@ from rollout.trajectory import (
     Transcript,
     Turn,
 )
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +110,7 @@ class _Episode:
             self._extend(ledger, said, tools)
             if (prompt := self._prompt(ledger, tools)) is None:
                 return StopReason.CONTEXT
+            logs.turn(len(self.turns))
             began = time.monotonic()
             completion = await self._complete(prompt)
             if isinstance(completion, StopReason):
@@ -113,6 +118,7 @@ class _Episode:
             recorded = ledger.record(completion)
             self.messages.append(recorded.message)
             self._keep(recorded, time.monotonic() - began)
+            log.debug("%s after %d tokens", completion.finish_reason, completion.num_sampled)
             cut = self._cut(prompt, completion)
             said = await self._act(seeded, recorded, tools, cut is not None)
             if (stop := cut or self._ended()) is not None:

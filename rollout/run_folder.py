@@ -24,7 +24,7 @@ import yaml
 from rollout.config import JobConfig
 from rollout.errors import RolloutError, UserError, describe
 
-_FREE_SECTIONS = ("scheduler", "dataset")
+_FREE_SECTIONS = ("scheduler", "dataset", "logs")
 _FREE_KEYS = (
     ("run", "dir"),
     ("resource", "hosts"),

@@ -215,6 +215,15 @@ class DatasetConfig(Section):
     """or when its oldest row is so old."""
 
 
+class LogsConfig(Section):
+    """What runners, hosts and replicas write to Ray's log files; every line of an episode has its ids."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    """The least that is written; debug has a line a turn."""
+    format: Literal["text", "json"] = "text"
+    """Lines for people, or for programs."""
+
+
 class JobConfig(Section):
     """One job."""
 
@@ -225,3 +234,4 @@ class JobConfig(Section):
     resource: ResourceConfig
     scheduler: SchedulerConfig = SchedulerConfig()
     dataset: DatasetConfig = DatasetConfig()
+    logs: LogsConfig = LogsConfig()

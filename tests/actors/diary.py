@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -12,6 +13,8 @@ from rollout.errors import ResourceDown
 from rollout.offload import offload
 from rollout.resource import tool
 from rollout.trajectory import Score, Task, Transcript
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -71,6 +74,7 @@ class Diary(Counter):
         if session.index in self._down:
             raise ResourceDown("no disk")
         session.total += amount
+        log.info("the total is %d", session.total)
         return session.total
 
     async def verify(self, session: Count, transcript: Transcript) -> Score:
