@@ -20,7 +20,7 @@ from rollout.metrics import METRICS
 pytestmark = pytest.mark.ray
 
 Row = dict[str, Any]
-NEVER_HERE = {"rollout_engine_preemptions_total", "rollout_cached_prompt_tokens_total", "rollout_tool_errors_total"}
+NEVER_HERE = {"rollout_engine_preemptions_total", "rollout_cached_prompt_tokens_total"}
 """Counters a scripted job has no reason to raise."""
 
 
@@ -60,13 +60,15 @@ def _assert_counts(found: Found, told: list[Row]) -> None:
     counters = {metric.name for metric in METRICS if metric.kind == "counter"}
     assert counters - {sample.name.removeprefix("ray_") for sample in found.samples} == NEVER_HERE
     turns = [turn for row in told for turn in row["turns"]]
+    calls = [call for turn in turns for call in turn["tool_calls"]]
     model_seconds = sum(turn["model_seconds"] - turn["queue_seconds"] for turn in turns)
     assert (total("episodes_total", status="completed"), total("episodes_total", status="failed")) == (10, 2)
     assert total("failures_total", kind="tool") == total("failures_total") == 2
     assert total("retries_total", kind="tool") == total("retries_total") == 2 * 2
     assert total("turns_total") == len(turns)
     assert total("completion_tokens_total") == sum(len(turn["completion_ids"]) for turn in turns)
-    assert total("tool_calls_total") == sum(len(turn["tool_calls"]) for turn in turns)
+    assert total("tool_calls_total") == len(calls)
+    assert total("tool_errors_total") == sum(call["error"] is not None for call in calls)
     assert total("reward_sum") == total("reward_count") == 10
     assert total("latency_seconds_bucket_total", cause="model", le="+Inf") == len(turns)
     assert total("latency_seconds_bucket_total", cause="model", le="0.1") == 0
