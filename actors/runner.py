@@ -12,12 +12,14 @@ import time
 from dataclasses import dataclass, field
 
 from actors.setting import Job, build_setting, close_setting, heard
+from rollout.config import OpenAIConfig
 from rollout.dataset import RowFile, write_file
 from rollout.episode import Setting, run_episode
 from rollout.errors import RolloutError, describe
 from rollout.latency import Latencies
 from rollout.load import HostLoad, Load
 from rollout.logs import about, mark_lines
+from rollout.openai_load import EndpointLoad
 from rollout.rows import to_table
 from rollout.tally import Tally
 from rollout.trajectory import Failure, FailureKind, Lease, StopReason, Trajectory
@@ -65,6 +67,7 @@ class EpisodeRunner:
         mark_lines()
         self._job = job
         self._setting: Setting | None = None
+        self._endpoint: EndpointLoad | None = None
         self._playing: dict[str, asyncio.Task[None]] = {}
         self._rows: list[Trajectory] = []
         self._oldest = 0.0
@@ -77,6 +80,8 @@ class EpisodeRunner:
         """Connects to model and hosts, once. Raises UserError for what a person got wrong."""
         if self._setting is None:
             self._setting = await build_setting(self._job)
+            if isinstance(model := self._job.config.model, OpenAIConfig):
+                self._endpoint = EndpointLoad(model)
 
     async def work(self, leases: list[Lease], draining: bool, hold: float) -> Report:
         """Takes leases; reports what ended, after at most `hold` seconds of nothing.
@@ -111,12 +116,17 @@ class EpisodeRunner:
         if self._setting is not None:
             await close_setting(self._setting)
             self._setting = None
+        if self._endpoint is not None:
+            await self._endpoint.aclose()
+            self._endpoint = None
         return report
 
     def _take_report(self) -> Report:
         report, self._report = self._report, Report()
         if self._setting is not None:
             heard(self._setting, report.loads, report.hosts, report.latencies)
+        if self._endpoint is not None:
+            report.loads.update(self._endpoint.take())
         return report
 
     async def _play(self, lease: Lease) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 import psutil
 import pytest
 import pytest_asyncio
+from prometheus_client import generate_latest
 
 from actors.engine import GenerateReply, GenerateRequest, pack_ids, unpack_ids
 from actors.vllm_engine import (
@@ -30,6 +31,7 @@ from actors.vllm_engine import (
 from rollout.config import CHECKOUT, VllmConfig, load
 from rollout.errors import ContextExceeded, UserError
 from rollout.load import Load
+from rollout.openai_load import read_load
 from rollout.template import BUNDLED, load_template
 from rollout.trajectory import FinishReason, Sampling
 
@@ -139,6 +141,9 @@ class TestGenerating:
         busy = engine.load()
         assert (busy.running, busy.waiting, busy.preemptions) == (len(long), 0, 0)
         assert 0 < busy.kv_usage < 1
+        published = read_load(generate_latest().decode())
+        assert published is not None
+        assert (published.running, published.waiting, published.kv_usage > 0) == (len(long), 0, True)
         for task in long:
             task.cancel()
         ended = await asyncio.gather(*long, return_exceptions=True)
