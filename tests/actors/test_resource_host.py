@@ -54,17 +54,18 @@ async def test_its_sessions_and_how_long_they_took_to_open_come_home_with_the_tr
 async def test_its_log_lines_name_the_episode_that_asks(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     _, sessions = await hosted(f"{Path(__file__).parent / 'diary.py'}:Diary", path=os.devnull)
-    for episode in ("one", "two"):
+
+    async def play(episode: str, amount: int) -> None:
         logs.about(("run", episode, 1, 0))
         seeded = await sessions.seed_session(TASK, 0, 60)
-        logs.turn(4)
-        await seeded.session.call(ToolCall("a", "add", '{"amount": 4}'), 5)
-        logs.about(None)
+        logs.turn(amount)
+        await seeded.session.call(ToolCall("a", "add", f'{{"amount": {amount}}}'), 5)
+
+    await asyncio.gather(*(asyncio.create_task(play(f"episode-{number}", number)) for number in (1, 2, 3)))
     lines = [vars(record) for record in caplog.records if record.filename == "diary.py"]
-    assert [(line["episode"], line["turn"], line["message"]) for line in lines] == [
-        ("one", 4, "the total is 4"),
-        ("two", 4, "the total is 4"),
-    ]
+    assert sorted((line["episode"], line["turn"], line["message"]) for line in lines) == [
+        (f"episode-{number}", number, f"the total is {number}") for number in (1, 2, 3)
+    ], "they came in one trip"
 
 
 async def test_a_host_that_stops_closes_what_is_left_and_takes_nothing_new() -> None:
