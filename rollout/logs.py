@@ -13,6 +13,7 @@ from contextvars import ContextVar
 Ids = tuple[str, str, int, int]
 """Run, episode, attempt and turn; a plain tuple, for it travels with every call to a host."""
 
+_OURS = ("rollout", "actors", "resources")
 _NAMES = ("run", "episode", "attempt", "turn")
 _ids: ContextVar[Ids | None] = ContextVar("rollout_ids", default=None)
 
@@ -34,9 +35,17 @@ def ids() -> Ids | None:
 
 
 def mark_lines() -> None:
-    """Lets the root logger's handlers, as they are now, write the ids. For a process that plays or serves episodes."""
-    for handler in logging.getLogger().handlers:
+    """Lets the root logger's handlers, as they are now, write the ids. For a process that plays or serves episodes.
+
+    Debug lines are written of our own code only: those of HTTP and cloud libraries hold headers, and so keys.
+    """
+    root = logging.getLogger()
+    for handler in root.handlers:
         handler.addFilter(_mark)
+    if root.level == logging.DEBUG:
+        root.setLevel(logging.INFO)
+        for package in _OURS:
+            logging.getLogger(package).setLevel(logging.DEBUG)
 
 
 def _mark(record: logging.LogRecord) -> bool:

@@ -219,7 +219,7 @@ class LogsConfig(Section):
     """What runners, hosts and replicas write to Ray's log files; every line of an episode has its ids."""
 
     level: Literal["debug", "info", "warning", "error"] = "info"
-    """The least that is written; debug has a line a turn."""
+    """The least that is written; debug adds a line a turn, of this package's own code only."""
     format: Literal["text", "json"] = "text"
     """Lines for people, or for programs."""
 

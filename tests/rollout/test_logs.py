@@ -61,6 +61,21 @@ async def test_what_a_line_brings_itself_stays(written: io.StringIO) -> None:
     assert written.getvalue() == "mine run a 1 seventh\n"
 
 
+def test_debug_lines_are_those_of_our_own_code(written: io.StringIO) -> None:
+    ours, root = logging.getLogger("rollout"), logging.getLogger()
+    level = ours.level
+    root.setLevel(logging.DEBUG)
+    try:
+        logs.mark_lines()
+        logging.getLogger("httpcore.http11").debug("Authorization: Bearer sk-1")
+        logging.getLogger("rollout.episode").debug("a turn")
+        log.info("a tool")
+    finally:
+        for package in ("rollout", "actors", "resources"):
+            logging.getLogger(package).setLevel(level)
+    assert written.getvalue() == "a turn - - - -\na tool - - - -\n"
+
+
 async def test_outside_of_episodes_there_is_no_turn() -> None:
     logs.turn(3)
     assert logs.ids() is None
