@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 from ray.util.metrics import Counter, Gauge
 
-from rollout.metrics import COMMON_TAGS, METRICS, Sample
+from rollout.metrics import COMMON_TAGS, METRICS, Risen, Sample
 
 EXPORT_SECONDS = 5.0
 """How often a driver tells: Ray itself passes it on every ten seconds."""
@@ -24,17 +24,16 @@ class RayExport:
         self._kinds = {metric.name: metric for metric in METRICS}
         self._instruments: dict[str, Counter | Gauge] = {}
         self._common = dict(zip(COMMON_TAGS, (run, resource), strict=True))
-        self._told: dict[tuple[str, tuple[str, ...]], float] = {}
+        self._risen = Risen()
 
     def __call__(self, samples: Iterable[Sample]) -> None:
-        for name, values, value in samples:
-            instrument = self._instruments.get(name) or self._new(name)
-            tags = {**self._common, **dict(zip(self._kinds[name].tags, values, strict=True))}
+        for sample in samples:
+            instrument = self._instruments.get(sample.name) or self._new(sample.name)
+            tags = {**self._common, **dict(zip(self._kinds[sample.name].tags, sample.tags, strict=True))}
             if isinstance(instrument, Gauge):
-                instrument.set(value, tags)
-            elif (more := value - self._told.get((name, values), 0.0)) > 0:
+                instrument.set(sample.value, tags)
+            elif more := self._risen(sample):
                 instrument.inc(more, tags)
-                self._told[name, values] = value
 
     def _new(self, name: str) -> Counter | Gauge:
         metric = self._kinds[name]

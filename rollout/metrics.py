@@ -75,6 +75,22 @@ class Sample(NamedTuple):
     value: float
 
 
+class Risen:
+    """Turns what a counter stands at into what it has risen by since it was told last."""
+
+    def __init__(self) -> None:
+        self._told: dict[tuple[str, tuple[str, ...]], float] = {}
+
+    def __call__(self, sample: Sample) -> float:
+        """How much is new. News that came late, and would have it fall, is none: 0."""
+        key = (sample.name, sample.tags)
+        more = sample.value - self._told.get(key, 0.0)
+        if more <= 0:
+            return 0.0
+        self._told[key] = sample.value
+        return more
+
+
 @dataclass(frozen=True, slots=True)
 class Now:
     """Where a run stands, besides what is counted."""

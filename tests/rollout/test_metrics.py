@@ -9,7 +9,7 @@ from typing import Any
 
 from rollout.latency import BOUNDS
 from rollout.load import HostLoad, Load
-from rollout.metrics import COMMON_TAGS, METRICS, Meters, Now, Sample
+from rollout.metrics import COMMON_TAGS, METRICS, Meters, Now, Risen, Sample
 from rollout.tally import Tally
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -64,6 +64,13 @@ def test_what_nobody_knows_is_not_told() -> None:
     assert "rollout_episodes_left" not in names
     assert "rollout_engine_running" not in names, "a replica that is silent for long has nothing of ours"
     assert "rollout_sessions_open" in names, "a host is asked when there is something to do"
+
+
+def test_counters_tell_what_is_new() -> None:
+    risen = Risen()
+    assert [risen(Sample("a", ("x",), value)) for value in (0, 3, 3, 5, 4, 6)] == [0, 3, 0, 2, 0, 1]
+    assert risen(Sample("a", ("y",), 7)) == 7
+    assert risen(Sample("b", ("x",), 1)) == 1
 
 
 def test_there_are_few_series_however_many_episodes() -> None:
