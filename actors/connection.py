@@ -9,12 +9,15 @@ from typing import Any
 
 import grpc
 import ray
+from ray import LoggingConfig
 from ray._private.services import canonicalize_bootstrap_address
+from ray.job_config import JobConfig as RayJob
 
 from actors.placement import Ask
 from rollout.config import JobConfig, OpenAIConfig
 from rollout.errors import RolloutError, UserError
 from rollout.mixture import key_of
+from rollout.sections import LogsConfig
 
 PROBE_SECONDS = 5.0
 """How long a cluster's head may take to say that it is there."""
@@ -23,8 +26,8 @@ _ALIVE = "/ray.rpc.NodeInfoGcsService/CheckAlive"
 _GONE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
 
 
-def connect(address: str | None) -> bool:
-    """Joins the Ray cluster at `address`, the one RAY_ADDRESS names, or starts one on this machine.
+def connect(address: str | None, logs: LogsConfig | None = None) -> bool:
+    """Joins the Ray cluster at `address`, the one RAY_ADDRESS names, or starts one on this machine; actors log so.
 
     True when it started one: it has what this machine has and will not grow. Raises UserError when there is none at
     the address or it wants a token we do not have, RolloutError when none can be started here.
@@ -32,7 +35,10 @@ def connect(address: str | None) -> bool:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     wanted = address or os.environ.get("RAY_ADDRESS") or "local"
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    job = RayJob()
+    if logs is not None:  # not through ray.init, which would have this process log so as well, over the progress view
+        job.set_py_logging_config(LoggingConfig(encoding=logs.format.upper(), log_level=logs.level.upper()))
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "job_config": job}
     if wanted == "local":
         try:
             ray.init(address="local", include_dashboard=False, **quiet)

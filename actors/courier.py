@@ -67,9 +67,14 @@ class Mailbox:
     """The receiving side. One for each actor; `handler` answers one letter and may take as long as it likes."""
 
     def __init__(
-        self, handler: Callable[[Any], Awaitable[Any]], forget_seconds: float = HOLD_SECONDS + 2 * SILENT_SECONDS
+        self,
+        handler: Callable[[Any], Awaitable[Any]],
+        forget_seconds: float = HOLD_SECONDS + 2 * SILENT_SECONDS,
+        status: Callable[[], Any] | None = None,
     ) -> None:
+        """`status` tells how the actor is; every trip takes that home, once a trip and not once a letter."""
         self._handler = handler
+        self._status = status
         self._forget_seconds = forget_seconds
         self._clients: dict[str, _Client] = {}
 
@@ -95,7 +100,7 @@ class Mailbox:
                 running.cancel()
         await self._hold(client, client.trips, hold)
         finished, client.finished = client.finished, []
-        return pickle.dumps((client.epoch, finished), protocol=5)
+        return pickle.dumps((client.epoch, finished, self._status() if self._status else None), protocol=5)
 
     async def _hold(self, client: _Client, trip: int, seconds: float) -> None:
         deadline = time.monotonic() + seconds
@@ -179,6 +184,7 @@ class Courier:
         self._lingering = False
         self._epoch: str | None = None
         """Of the mailbox that answered last."""
+        self._told: Any = None
 
     async def ask(self, payload: Any, undo: Callable[[Any], Any] | None = None) -> Any:
         """The handler's answer to `payload`.
@@ -197,6 +203,16 @@ class Courier:
             elif undo is not None and answer.exception() is None:  # it came in the same moment
                 self._post(undo(answer.result()), _Letter(None))
             raise
+
+    @property
+    def where(self) -> str:
+        """What the other side is called."""
+        return self._where
+
+    def take_status(self) -> Any:
+        """What the other side told of itself last, once; None when it told nothing since this was asked."""
+        told, self._told = self._told, None
+        return told
 
     def _post(self, payload: Any, letter: _Letter) -> int:
         number, blob = next(self._numbers), pickle.dumps(payload, protocol=5)
@@ -248,7 +264,7 @@ class Courier:
             blob = pickle.dumps((letters, cancelled), protocol=5)
             async with asyncio.timeout(self._hold_seconds + self._silent_seconds):
                 answer = await self._exchange(self._name, blob, self._hold_seconds)
-            epoch, finished = pickle.loads(answer)
+            epoch, finished, self._told = pickle.loads(answer)
         except (Exception, asyncio.CancelledError) as error:  # whatever the transport raises, its letters are lost
             self._lose_trip({number for number, _ in letters}, error)
             return

@@ -10,7 +10,7 @@ import asyncio
 import itertools
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 from uuid import uuid4
@@ -18,11 +18,13 @@ from uuid import uuid4
 from ray.exceptions import RayTaskError
 
 from actors.courier import SILENT_SECONDS
+from actors.metrics import EXPORT_SECONDS
 from actors.runner import Report, Written
 from actors.setting import Names
 from rollout.dataset import Committer, RowFile, write_file
 from rollout.errors import BoundaryError, RolloutError, UserError, boundary
 from rollout.live import Live
+from rollout.metrics import Meters, Now, Sample
 from rollout.rows import to_table
 from rollout.scheduling import Orders, Orphan, Scheduler
 from rollout.tally import Tally
@@ -55,7 +57,10 @@ class Driver:
     names: Names
     total: int | None
     start_seconds: float
+    export: Callable[[Iterable[Sample]], None] | None = None
+    """Takes the run's metrics every few seconds."""
     tally: Tally = field(default_factory=Tally)
+    meters: Meters = field(default_factory=Meters)
     interrupted: bool = False
     _runners: dict[str, Any] = field(default_factory=dict[str, Any])
     _numbers: Iterator[int] = field(default_factory=itertools.count)
@@ -78,6 +83,7 @@ class Driver:
                 group.create_task(self._keep_runner())
             group.create_task(self._show())
         self.live.update(self.tally, 0, self.total, None, time.time())
+        self._export()
         if self._fatal is not None:
             raise self._fatal
         return self.scheduler.finished and not self.interrupted
@@ -144,6 +150,7 @@ class Driver:
     def _absorb(self, name: str, report: Report) -> list[Written]:
         """Takes in what a runner tells, but for its files, which are left to commit."""
         self.tally += report.tally
+        self._hear(report)
         self.scheduler.finish(name, report.finished, report.bad)
         for episode_id, failure in report.given_back:
             log.info("%s will be tried again: %s at %s: %s", episode_id, failure.kind, failure.where, failure.message)
@@ -151,6 +158,15 @@ class Driver:
         if report.fatal is not None:
             self._give_up(Stuck(report.fatal))
         return report.files
+
+    def _hear(self, report: Report) -> None:
+        now = time.monotonic()
+        meters = self.meters
+        meters.latencies.add(report.latencies)
+        meters.retries.update(failure.kind.value for _, failure in report.given_back)
+        meters.hosts.hear(report.hosts, now)
+        meters.loads.hear(report.loads, now)
+        self.scheduler.observe(meters.loads.fresh(now), now)
 
     async def _keep(self, name: str, files: list[Written]) -> list[str]:
         """Commits the files whose samples the runner still holds; whose rows they are."""
@@ -165,16 +181,22 @@ class Driver:
 
     async def _commit(self, files: list[RowFile]) -> None:
         async with self._committing:
+            began = time.monotonic()
             try:
                 await asyncio.to_thread(self.committer.commit, files)
             except OSError as error:
                 raise Stuck(f"{self.committer.folder}: cannot commit: {error.strerror or error}") from error
+            self.meters.latencies.observe("commit", time.monotonic() - began)
+            self.meters.committed += sum(file.rows for file in files)
 
     async def _bury(self, name: str, why: str) -> None:
         """Gives a runner up: its samples go to others, or become failed rows when they have no attempt left."""
         log.warning("%s is lost: %s", name, why)
         self.end_runner(self._runners.pop(name))
+        held = self.scheduler.held
         orphans = self.scheduler.lose_runner(name, why, time.monotonic())
+        again = held - self.scheduler.held - len(orphans)
+        self.meters.retries[FailureKind.LOST.value] += again
         if orphans:
             try:
                 await self._write_orphans(orphans)
@@ -209,10 +231,22 @@ class Driver:
         )
 
     async def _show(self) -> None:
+        due = 0.0
         while not self._over:
             waiting = None if self._runners else "a runner"
             self.live.update(self.tally, self.scheduler.running, self.total, waiting, time.time())
+            if time.monotonic() >= due:
+                due = time.monotonic() + EXPORT_SECONDS
+                self._export()
             await asyncio.sleep(HOLD_SECONDS)
+
+    def _export(self) -> None:
+        if self.export is None:
+            return
+        running, held = self.scheduler.running, self.scheduler.held
+        left = None if self.total is None else max(0, self.total - self.live.already - self.tally.episodes)
+        at = Now(len(self._runners), running, held - running, left)
+        self.export(self.meters.samples(self.tally, at, time.monotonic()))
 
 
 async def _answer(reference: Any) -> Any:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from rollout.load import Load
 from rollout.trajectory import FinishReason, Sampling, VersionSpan
 
 
@@ -55,6 +56,10 @@ class Engine(Protocol):
         """Raises when the engine can serve no more."""
         ...
 
+    def load(self) -> Load:
+        """How busy it is now. Cheap: it is asked at every trip of a courier."""
+        ...
+
     async def stop(self) -> None:
         """Frees the engine. Nothing is generated afterwards."""
         ...
@@ -83,12 +88,17 @@ class ScriptedEngine:
         self._latency = latency_seconds
         self._spread = latency_spread
         self._seed = seed
+        self._running = 0
 
     async def generate(self, request: GenerateRequest) -> GenerateReply:
         line = self._lines[min(request.turn, len(self._lines) - 1)]
         ids = line[: request.max_tokens]
         if self._latency:
-            await asyncio.sleep(self._seconds(request))
+            self._running += 1
+            try:
+                await asyncio.sleep(self._seconds(request))
+            finally:
+                self._running -= 1
         reason = FinishReason.STOP if len(ids) == len(line) else FinishReason.LENGTH
         return GenerateReply(
             ids=ids.tobytes(),
@@ -109,6 +119,10 @@ class ScriptedEngine:
 
     async def check_health(self) -> None:
         """Always well."""
+
+    def load(self) -> Load:
+        """It has no KV cache and lets nobody wait."""
+        return Load(running=self._running, waiting=0, kv_usage=0.0, preemptions=0)
 
     async def stop(self) -> None:
         """Holds nothing."""

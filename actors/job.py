@@ -13,6 +13,7 @@ from actors.check import check, make_resources
 from actors.cluster import Cluster, started
 from actors.connection import check_room, connect, disconnect
 from actors.driver import Driver
+from actors.metrics import RayExport
 from actors.setting import Names
 from rollout.config import JobConfig
 from rollout.dataset import Committer
@@ -46,7 +47,7 @@ def run_job(config: JobConfig, address: str | None, resume: bool, force: bool) -
         if force:  # what was sampled under other rules is not gone on with
             shutil.rmtree(run.turns, ignore_errors=True)
         try:
-            if connect(address):
+            if connect(address, config.logs):
                 check_room(config)
             return asyncio.run(_play(config, run, resources, committer, history))
         except UserError:
@@ -90,15 +91,17 @@ def _scheduler(config: JobConfig, lanes: Sequence[Lane]) -> Scheduler:
 def _driver(
     config: JobConfig, cluster: Cluster, scheduler: Scheduler, committer: Committer, live: Live, total: int | None
 ) -> Driver:
+    names = Names.of(config)
     return Driver(
         scheduler=scheduler,
         committer=committer,
         new_runner=cluster.new_runner,
         end_runner=cluster.end_runner,
         live=live,
-        names=Names.of(config),
+        names=names,
         total=total,
         start_seconds=config.scheduler.start_seconds,
+        export=RayExport(cluster.job.run_id, "+".join(names.resources.values())),
     )
 
 

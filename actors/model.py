@@ -27,6 +27,7 @@ from actors.engine import EngineFactory, GenerateReply, GenerateRequest, Scripte
 from actors.placement import Ask, node_totals, shortfall
 from rollout.config import JobConfig, OpenAIConfig, ReplicatedConfig, ScriptedConfig, VllmConfig
 from rollout.errors import RolloutError, Unavailable, UserError
+from rollout.load import Load
 from rollout.scripted import encode_lines
 from rollout.template import load_template, resolve_model
 from rollout.trajectory import Sampling
@@ -59,7 +60,7 @@ class ModelReplica:
         self._max_in_flight = max_in_flight
         self._places = asyncio.Semaphore(max_in_flight)
         self._drain_seconds = drain_seconds
-        self._mailbox = Mailbox(self._generate)
+        self._mailbox = Mailbox(self._generate, status=self._status)
         self._warm = False
         self._draining = False
         self._name = _replica_name()
@@ -85,6 +86,14 @@ class ModelReplica:
                 for _ in range(self._max_in_flight):
                     await self._places.acquire()
         await self._engine.stop()
+
+    def _status(self) -> tuple[str, Load] | None:
+        """The replica's name and load, with those that have no place in the engine yet; nothing once it is ending."""
+        if self._draining:
+            return None
+        load = self._engine.load()
+        outside = max(0, self._mailbox.running - self._max_in_flight)
+        return self._name, replace(load, waiting=load.waiting + outside)
 
     async def _generate(self, request: GenerateRequest) -> GenerateReply:
         if self._draining:

@@ -12,8 +12,10 @@ from typing import Any, cast
 
 from actors.courier import Courier, Lost, Mailbox
 from resources.catalog import load_resource
-from rollout import offload
+from rollout import logs, offload
 from rollout.errors import Unavailable, describe
+from rollout.latency import Latencies
+from rollout.load import HostLoad
 from rollout.process import collect_rarely
 from rollout.protocols import Seeded
 from rollout.sessions import SessionTable
@@ -44,9 +46,10 @@ class ResourceHost:
     def __init__(
         self, reference: str, options: Mapping[str, Any], verifier_processes: int, max_sessions: int | None = None
     ) -> None:
+        logs.mark_lines()
         offload.configure(verifier_processes)
         self._table = SessionTable(load_resource(reference, options), max_sessions=max_sessions)
-        self._mailbox = Mailbox(self._handle)
+        self._mailbox = Mailbox(self._handle, status=self._load)
         self._sweeper: asyncio.Task[None] | None = None
         self._owners: dict[str, str] = {}
         """Which runner has opened a session."""
@@ -85,8 +88,12 @@ class ResourceHost:
         table = self._table
         return {"opened": table.opened, "closed": table.closed, "expired": table.expired, "open": len(table)}
 
-    async def _handle(self, letter: tuple[str, tuple[Any, ...]]) -> Any:
-        verb, arguments = letter
+    def _load(self) -> HostLoad:
+        return HostLoad(open=len(self._table), expired=self._table.expired, offloaded=offload.pending())
+
+    async def _handle(self, letter: tuple[str, tuple[Any, ...], logs.Ids | None]) -> Any:
+        verb, arguments, ids = letter
+        logs.about(ids)
         match verb:
             case "call":
                 return await self._table.answer(*arguments)
@@ -119,6 +126,11 @@ class ResourceHost:
             await self._table.sweep()
 
 
+def _letter(verb: str, *arguments: Any) -> tuple[str, tuple[Any, ...], logs.Ids | None]:
+    """What a host is asked, and which episode it is about: its log lines say so."""
+    return verb, arguments, logs.ids()
+
+
 @dataclass(slots=True)
 class _Host:
     """A host as one runner sees it."""
@@ -138,15 +150,15 @@ class HostedSession:
     _closed: bool = False
 
     async def call(self, call: ToolCall, seconds: float) -> tuple[ToolResult, bytes | None]:
-        answer = await self.host.courier.ask(("call", (self.session_id, call, seconds)))
+        answer = await self.host.courier.ask(_letter("call", self.session_id, call, seconds))
         return cast(tuple[ToolResult, bytes | None], answer)
 
     async def verify(self, transcript: Transcript, seconds: float) -> Score:
-        return cast(Score, await self.host.courier.ask(("verify", (self.session_id, transcript, seconds))))
+        return cast(Score, await self.host.courier.ask(_letter("verify", self.session_id, transcript, seconds)))
 
     async def close(self) -> None:
         try:
-            await self.host.courier.ask(("close", (self.session_id,)))
+            await self.host.courier.ask(_letter("close", self.session_id))
         finally:
             self.host.held -= not self._closed
             self._closed = True
@@ -161,6 +173,7 @@ class HostedSessions:
         self._hosts = [_Host(courier) for courier in couriers]
         self._offer = offer
         self._owner = owner
+        self._latencies = Latencies()
 
     async def seed_session(self, task: Task, seed: int, seconds: float) -> Seeded:
         return await self._open(task, seed, seconds, None)
@@ -187,10 +200,12 @@ class HostedSessions:
 
     async def _open_at(self, host: _Host, task: Task, seed: int, seconds: float, snapshot: bytes | None) -> Seeded:
         host.held += 1
+        began = time.monotonic()
         try:
             # A seeding that nobody waits for any more is undone over there.
-            letter = ("seed", (self._owner, task, seed, seconds, snapshot))
-            answer = await host.courier.ask(letter, undo=lambda seeded: ("close", (seeded[0],)))
+            letter = _letter("seed", self._owner, task, seed, seconds, snapshot)
+            answer = await host.courier.ask(letter, undo=lambda seeded: _letter("close", seeded[0]))
+            self._latencies.observe("seed", time.monotonic() - began)
             session_id, messages = cast(tuple[str, tuple[Message, ...]], answer)
         except BaseException:
             host.held -= 1
@@ -198,3 +213,13 @@ class HostedSessions:
         offer = self._offer
         session = HostedSession(host, session_id)
         return Seeded(session, messages, offer.tools, offer.text_tool, offer.instructions)
+
+    def loads(self) -> dict[str, HostLoad]:
+        """By host, what it told of itself since this was asked last."""
+        told = {host.courier.where: host.courier.take_status() for host in self._hosts}
+        return {where: load for where, load in told.items() if load is not None}
+
+    def take_latencies(self) -> Latencies:
+        """How long sessions took to open (cause `seed`) since this was asked last."""
+        taken, self._latencies = self._latencies, Latencies()
+        return taken

@@ -13,11 +13,16 @@ from dataclasses import dataclass, field, replace
 
 import ray
 
-from actors.setting import Job, build_settings, close_settings
+from actors.setting import Job, build_settings, close_settings, heard
+from rollout.config import OpenAIConfig
 from rollout.dataset import RowFile, write_file
 from rollout.episode import Setting, run_episode
 from rollout.errors import RolloutError, describe
 from rollout.journal import Journal
+from rollout.latency import Latencies
+from rollout.load import HostLoad, Load
+from rollout.logs import about, mark_lines
+from rollout.openai_load import EndpointLoad
 from rollout.process import collect_rarely, open_many_files
 from rollout.rows import to_table
 from rollout.scheduling import Orders
@@ -49,6 +54,11 @@ class Report:
     given_back: list[tuple[str, Failure]] = field(default_factory=list[tuple[str, Failure]])
     files: list[Written] = field(default_factory=list[Written])
     tally: Tally = field(default_factory=Tally)
+    latencies: Latencies = field(default_factory=Latencies)
+    loads: dict[str, Load] = field(default_factory=dict[str, Load])
+    """What replicas told of themselves since then, by name,"""
+    hosts: dict[str, HostLoad] = field(default_factory=dict[str, HostLoad])
+    """and resource hosts."""
     fatal: str | None = None
     """The runner cannot go on: one line for the person who started the job."""
 
@@ -62,8 +72,10 @@ class EpisodeRunner:
     """Plain asyncio: `cluster` makes it an actor."""
 
     def __init__(self, job: Job) -> None:
+        mark_lines()
         self._job = job
         self._settings: dict[str, Setting] = {}
+        self._endpoint: EndpointLoad | None = None
         self._playing: dict[str, asyncio.Task[None]] = {}
         self._rows: list[Trajectory] = []
         self._oldest = 0.0
@@ -87,6 +99,8 @@ class EpisodeRunner:
         if name is not None and self._job.turns is not None and any(one.restores for one in settings.values()):
             self._journal = journal = Journal(self._job.turns, name)
             settings = {key: replace(one, keep=journal.add) for key, one in settings.items()}
+        if isinstance(model := self._job.config.model, OpenAIConfig):
+            self._endpoint = EndpointLoad(model)
         self._settings = settings
         collect_rarely()
 
@@ -113,8 +127,7 @@ class EpisodeRunner:
             pass
         self._flush_if_due()
         self._news.clear()
-        report, self._report = self._report, Report()
-        return report
+        return self._take_report()
 
     async def stop(self) -> Report:
         """Breaks off what is played (its sessions are closed), writes the rows of what has ended."""
@@ -126,16 +139,28 @@ class EpisodeRunner:
             await self._writing
         if self._rows:
             await self._write()
+        report = self._take_report()
         settings, self._settings = self._settings, {}
         await close_settings(settings)
         if self._journal is not None:
             await self._journal.close()
             self._journal = None
+        if self._endpoint is not None:
+            await self._endpoint.aclose()
+            self._endpoint = None
+        return report
+
+    def _take_report(self) -> Report:
         report, self._report = self._report, Report()
+        for setting in self._settings.values():
+            heard(setting, report.loads, report.hosts, report.latencies)
+        if self._endpoint is not None:
+            report.loads.update(self._endpoint.take())
         return report
 
     async def _play(self, lease: Lease) -> None:
         setting = self._settings[lease.task.resource]
+        about((lease.run_id, lease.episode_id, lease.attempt, 0))
         try:
             saved = () if self._journal is None else await self._journal.take_over(lease.episode_id, lease.played_by)
             trajectory = await run_episode(lease, setting, saved, self._drops)
@@ -143,7 +168,7 @@ class EpisodeRunner:
             self._tell_fatal(str(error))
             return
         except Exception as error:  # the one place where a bug becomes a row: it must not cost the other episodes
-            log.exception("episode %s", lease.episode_id)
+            log.exception("a bug")
             trajectory = _broken(lease, setting, error)
         finally:
             self._playing.pop(lease.episode_id, None)
@@ -152,6 +177,8 @@ class EpisodeRunner:
 
     def _end(self, trajectory: Trajectory) -> None:
         lease, failure = trajectory.lease, trajectory.failure
+        if failure is not None:
+            log.info("failed: %s at %s: %s", failure.kind, failure.where, failure.message)
         if failure is not None and not lease.final and failure.kind is not FailureKind.INTERNAL:
             self._report.given_back.append((lease.episode_id, failure))
             if self._journal is not None:
@@ -169,6 +196,7 @@ class EpisodeRunner:
             self._oldest = time.monotonic()
         self._rows.append(trajectory)
         self._report.tally += Tally.of(trajectory)
+        self._report.latencies.take(trajectory)
 
     def _flush_if_due(self) -> None:
         dataset = self._job.config.dataset

@@ -14,6 +14,7 @@ from typing import Any
 from actors.courier import Courier
 from actors.engine import GenerateReply, GenerateRequest, pack_ids
 from rollout.errors import ResourceDown, Unavailable
+from rollout.load import Load
 from rollout.trajectory import Completion, Prompt
 
 BACKOFF_SECONDS = (0.1, 0.5, 2.0)
@@ -49,6 +50,12 @@ class ServedPolicy:
             replica=reply.replica,
             queue_seconds=reply.queue_seconds,
         )
+
+    def loads(self) -> dict[str, Load]:
+        """By replica, what its engine told since this was asked last. A replica with work of ours tells at least
+        every courier.HOLD_SECONDS."""
+        told: list[tuple[str, Load] | None] = [courier.take_status() for courier in self._couriers]
+        return dict(entry for entry in told if entry is not None)
 
     async def _ask(self, request: GenerateRequest, seconds: float) -> GenerateReply:
         clock = asyncio.get_running_loop()

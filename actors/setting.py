@@ -10,8 +10,11 @@ from typing import Any
 
 from actors.courier import Courier
 from actors.resource_host import HostedSessions, Offer
+from actors.served_policy import ServedPolicy
 from rollout.config import JobConfig, OpenAIConfig, ReplicatedConfig, ResourceConfig
 from rollout.episode import Setting
+from rollout.latency import Latencies
+from rollout.load import HostLoad, Load
 from rollout.openai_policy import OpenAIPolicy
 from rollout.protocols import Ledger, Policy
 from rollout.segments import Parser, hermes
@@ -99,6 +102,15 @@ def _setting(job: Job, name: str, owner: str, policy: Policy, new_ledger: Callab
     )
 
 
+def heard(setting: Setting, loads: dict[str, Load], hosts: dict[str, HostLoad], latencies: Latencies) -> None:
+    """Adds what replicas and hosts told of themselves since this was asked last, and how long sessions took to open."""
+    if isinstance(setting.policy, ServedPolicy):
+        loads.update(setting.policy.loads())
+    if isinstance(setting.sessions, HostedSessions):
+        hosts.update(setting.sessions.loads())
+        latencies.add(setting.sessions.take_latencies())
+
+
 async def close_settings(settings: Mapping[str, Setting]) -> None:
     """Closes the connections that settings of one job hold; they can play nothing afterwards."""
     for setting in settings.values():
@@ -153,8 +165,6 @@ def _policy(job: Job) -> tuple[Policy, Callable[[], Ledger]]:
     new_ledger = MessageLedger if template is None else partial(TokenLedger, template, _parser(job.config, template))
     if isinstance(model, OpenAIConfig):
         return OpenAIPolicy(model), new_ledger
-    from actors.served_policy import ServedPolicy
-
     return ServedPolicy(job.model, model.replicas), new_ledger
 
 

@@ -23,6 +23,7 @@ from pydantic import ValidationError
 from actors.engine import GenerateReply, GenerateRequest, unpack_ids
 from rollout.config import VllmConfig
 from rollout.errors import ContextExceeded, ResourceDown, RolloutError, UserError, describe, nearest
+from rollout.load import Load
 from rollout.template import BUNDLED, context_length, resolve_model
 from rollout.trajectory import FinishReason, Sampling, VersionSpan
 
@@ -53,6 +54,8 @@ class VllmEngine:
         try:
             from vllm import AsyncEngineArgs
             from vllm.v1.engine.async_llm import AsyncLLM
+
+            from actors.vllm_load import LoadKeeper
         except (ImportError, OSError, RuntimeError) as error:
             # PyPI's torchvision, torchaudio and torchcodec are built for the CUDA torch and fail beside another one.
             hint = "beside a CPU torch: pip uninstall torchvision torchaudio torchcodec"
@@ -67,8 +70,11 @@ class VllmEngine:
         self._reach = checked.model_config.max_model_len
         self._guard = guard_children()
         output = _Output()
+        self._load = LoadKeeper()
         try:
-            self._engine = AsyncLLM.from_vllm_config(checked, disable_log_stats=arguments.disable_log_stats)
+            self._engine = AsyncLLM.from_vllm_config(
+                checked, stat_loggers=[self._load.logger], disable_log_stats=arguments.disable_log_stats
+            )
         except (RuntimeError, ValueError, OSError) as error:
             reason = output.first_error() or describe(error)
             raise RolloutError(f"vLLM could not start its engine: {reason} (process {os.getpid()})") from error
@@ -108,6 +114,10 @@ class VllmEngine:
     async def check_health(self) -> None:
         """Raises when the engine's process is gone."""
         await self._engine.check_health()
+
+    def load(self) -> Load:
+        """What vLLM told at its last step. It tells nothing of an abort that leaves it without work."""
+        return self._load.now(idle=not self._engine.output_processor.has_unfinished_requests())
 
     async def stop(self) -> None:
         """Ends the engine's processes."""

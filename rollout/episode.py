@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from rollout import logs
 from rollout.errors import BoundaryError, ContextExceeded, NotRestored, UserError, boundary
 from rollout.lifetime import opened
 from rollout.protocols import Ledger, Policy, Recorded, Seeded, Session, Sessions
@@ -143,6 +144,7 @@ class _Episode:
             self._extend(ledger, said, tools)
             if (prompt := self._prompt(ledger, tools)) is None:
                 return StopReason.CONTEXT
+            logs.turn(len(self.turns))
             began = time.monotonic()
             completion = self.record.completion(prompt) or await self._complete(prompt)
             if isinstance(completion, StopReason):
@@ -150,6 +152,7 @@ class _Episode:
             recorded = ledger.record(completion)
             self.messages.append(recorded.message)
             self._keep(recorded, time.monotonic() - began)
+            log.debug("%s after %d tokens", completion.finish_reason, completion.num_sampled)
             cut = self._cut(prompt, completion)
             said = await self._act(seeded, recorded, tools, cut is not None)
             self._save()

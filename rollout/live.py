@@ -56,6 +56,11 @@ class Live:
         self._shown: _Moment | None = None
         self._block: Block | None = None
 
+    @property
+    def already(self) -> int:
+        """Episodes that an earlier run of the same job finished."""
+        return self._already
+
     def __enter__(self) -> Self:
         if self._console.is_terminal and not self._console.is_dumb_terminal:
             self._block = Block(console=self._console, auto_refresh=False, redirect_stdout=False)

@@ -30,11 +30,17 @@ def _pool() -> ProcessPool:
 
 class _Settings:
     workers = 2
+    pending = 0
 
 
 def configure(workers: int) -> None:
     """Sets the number of processes; takes effect if no work has been offloaded yet."""
     _Settings.workers = workers
+
+
+def pending() -> int:
+    """Calls in the processes, or waiting for one."""
+    return _Settings.pending
 
 
 async def offload(function: Callable[..., Any], *arguments: Any, seconds: float) -> Any:
@@ -44,12 +50,15 @@ async def offload(function: Callable[..., Any], *arguments: Any, seconds: float)
     OffloadTimeout at the deadline, ResourceDown if the process died, and whatever the function raised.
     """
     future = _pool().schedule(function, args=list(arguments), timeout=seconds)
+    _Settings.pending += 1
     try:
         return await asyncio.wrap_future(future)
     except TimeoutError:
         raise OffloadTimeout(f"{getattr(function, '__name__', 'work')} ran longer than {seconds:g} s") from None
     except ProcessExpired as error:
         raise ResourceDown(f"the process running {getattr(function, '__name__', 'work')} died: {error}") from error
+    finally:
+        _Settings.pending -= 1
 
 
 def shutdown() -> None:

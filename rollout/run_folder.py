@@ -26,7 +26,7 @@ import yaml
 from rollout.config import JobConfig
 from rollout.errors import RolloutError, UserError, describe
 
-_FREE_SECTIONS = ("scheduler", "dataset")
+_FREE_SECTIONS = ("scheduler", "dataset", "logs")
 _FREE_KEYS = (
     ("run", "dir"),
     ("run", "keep_turns"),

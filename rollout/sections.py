@@ -251,6 +251,15 @@ class DatasetConfig(Section):
     """or when its oldest row is so old."""
 
 
+class LogsConfig(Section):
+    """What runners, hosts and replicas write to Ray's log files; every line of an episode has its ids."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    """The least that is written; debug adds a line a turn, of this package's own code only."""
+    format: Literal["text", "json"] = "text"
+    """Lines for people, or for programs."""
+
+
 class JobConfig(Section):
     """One job."""
 
@@ -264,6 +273,7 @@ class JobConfig(Section):
     """or several by name, each with its own tasks."""
     scheduler: SchedulerConfig = SchedulerConfig()
     dataset: DatasetConfig = DatasetConfig()
+    logs: LogsConfig = LogsConfig()
 
     @model_validator(mode="after")
     def _names_its_environment_once(self) -> Self:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from collections import Counter as Tally
 from collections.abc import Iterator
@@ -14,6 +15,8 @@ from rollout.errors import ResourceDown
 from rollout.offload import offload
 from rollout.resource import tool
 from rollout.trajectory import Score, Task, Transcript
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -87,6 +90,7 @@ class Diary(Counter):
         if session.hangs:
             await asyncio.sleep(3600)
         session.total += amount
+        log.info("the total is %d", session.total)
         return session.total
 
     async def verify(self, session: Count, transcript: Transcript) -> Score:

@@ -78,6 +78,8 @@ class Head:
     process: subprocess.Popen[bytes]
     address: str
     dashboard: str | None
+    metrics: str
+    """Where Prometheus would look."""
     env: dict[str, str]
 
     def workers(self, title: str) -> list[psutil.Process]:
@@ -110,9 +112,10 @@ def ray_head(folder: Path, dashboard: bool, **env: str) -> Iterator[Head]:
     log = folder / "head.log"
     with log.open("wb") as out:
         process = subprocess.Popen([ray, "start", *arguments], stdout=out, stderr=out, env=full, start_new_session=True)
+    scraped = f"http://127.0.0.1:{metrics}/metrics"
     try:
         until(lambda: "Ray runtime started" in log.read_text(errors="replace"), "the cluster has started")
-        yield Head(process, f"127.0.0.1:{port}", f"http://127.0.0.1:{web}" if dashboard else None, full)
+        yield Head(process, f"127.0.0.1:{port}", f"http://127.0.0.1:{web}" if dashboard else None, scraped, full)
     finally:
         end(process)
 

@@ -8,6 +8,7 @@ from array import array
 import pytest
 
 from actors.engine import GenerateRequest, ScriptedEngine, pack_ids, unpack_ids
+from rollout.load import Load
 from rollout.trajectory import FinishReason, Sampling, VersionSpan
 
 LINES = [[1, 2, 3], [4, 5]]
@@ -47,11 +48,14 @@ async def test_equal_requests_give_equal_replies() -> None:
 
 
 async def test_a_cancelled_completion_ends_at_once() -> None:
-    task = asyncio.create_task(engine(latency=3600.0).generate(request()))
+    slow = engine(latency=3600.0)
+    task = asyncio.create_task(slow.generate(request()))
     await asyncio.sleep(0)
+    assert slow.load() == Load(running=1, waiting=0, kv_usage=0.0, preemptions=0)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+    assert slow.load().running == 0
 
 
 @pytest.mark.parametrize("ids", [[], [0], [2**31 - 1, 0, 151_643]])

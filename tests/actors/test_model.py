@@ -18,6 +18,7 @@ from actors.engine import Engine, GenerateReply, GenerateRequest, ScriptedEngine
 from actors.model import ModelReplica, deploy, engine_factory, undeploy
 from rollout.config import JobConfig, validate
 from rollout.errors import RolloutError, Unavailable, UserError
+from rollout.load import Load
 from rollout.template import BUNDLED, load_template
 from rollout.trajectory import Sampling
 
@@ -180,6 +181,26 @@ async def test_draining_ends_when_its_time_is_up() -> None:
     async with asyncio.timeout(30):
         await replica.drain()
     stuck.cancel()
+
+
+async def test_its_load_comes_home_with_the_trips_and_counts_those_before_the_engine() -> None:
+    replica, _ = plain(lambda: ScriptedEngine(LINES, 3600.0, 0.0, 0), drain_seconds=0)
+    post = Courier(replica.exchange, "here", hold_seconds=0.01)
+    asked = [asyncio.create_task(post.ask(request())) for _ in range(6)]
+    async with asyncio.timeout(30):
+        while (told := post.take_status()) is None or not told[1].running:  # noqa: ASYNC110 - trips tell nobody
+            await asyncio.sleep(0.001)
+    assert told == ("local", Load(running=4, waiting=2, kv_usage=0.0, preemptions=0))
+    for task in asked:
+        task.cancel()
+    await asyncio.gather(*asked, return_exceptions=True)
+    draining = asyncio.create_task(replica.drain())
+    await asyncio.sleep(0)
+    post.take_status()
+    with pytest.raises(Unavailable):
+        await post.ask(request())
+    assert post.take_status() is None, "an engine that is being stopped is not asked"
+    await draining
 
 
 async def test_it_is_warm_after_the_first_health_check() -> None:

@@ -1,6 +1,10 @@
 """A host of sessions, without Ray: its sessions are closed by whoever is left to do it."""
 
 import asyncio
+import logging
+import os
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -9,15 +13,17 @@ from actors.courier import Courier, Lost
 from actors.resource_host import HostedSession, HostedSessions, ResourceHost
 from resources.counter import Counter
 from resources.ledger import Ledger
+from rollout import logs
 from rollout.errors import NotRestored, Unavailable
+from rollout.load import HostLoad
 from rollout.trajectory import StopReason, ToolCall, Transcript
 
-TASK = next(Counter(1).tasks(0))
+TASK = replace(next(Counter(1).tasks(0)), data={"target": 4, "index": 0})
 
 
-async def hosted() -> tuple[ResourceHost, HostedSessions]:
+async def hosted(reference: str = "counter", **options: str) -> tuple[ResourceHost, HostedSessions]:
     """A host of counters and its client."""
-    host = ResourceHost("counter", {"count": 1}, 1)
+    host = ResourceHost(reference, {"count": 1, **options}, 1)
     return host, HostedSessions([Courier(host.exchange, "host")], await host.offer())
 
 
@@ -47,6 +53,36 @@ async def test_a_session_goes_on_at_another_host_from_the_snapshot_it_left() -> 
     with pytest.raises(NotRestored):
         await there.restore_session(task, 0, b"no database", 60)
     assert (await hosts[1].offer()).restores == "snapshot"
+
+
+async def test_its_sessions_and_how_long_they_took_to_open_come_home_with_the_trips() -> None:
+    _, sessions = await hosted()
+    seeded = [await sessions.seed_session(TASK, 0, 60) for _ in range(3)]
+    assert sessions.loads() == {"host": HostLoad(open=3, expired=0, offloaded=0)}
+    assert sessions.loads() == {}, "nothing was asked of it since"
+    await seeded[0].session.close()
+    assert sessions.loads() == {"host": HostLoad(open=2, expired=0, offloaded=0)}
+    assert {cause: count for cause, bound, count in sessions.take_latencies().at_most() if bound == "+Inf"} == {
+        "seed": 3
+    }
+    assert not list(sessions.take_latencies().sums())
+
+
+async def test_its_log_lines_name_the_episode_that_asks(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    _, sessions = await hosted(f"{Path(__file__).parent / 'diary.py'}:Diary", path=os.devnull)
+
+    async def play(episode: str, amount: int) -> None:
+        logs.about(("run", episode, 1, 0))
+        seeded = await sessions.seed_session(TASK, 0, 60)
+        logs.turn(amount)
+        await seeded.session.call(ToolCall("a", "add", f'{{"amount": {amount}}}'), 5)
+
+    await asyncio.gather(*(asyncio.create_task(play(f"episode-{number}", number)) for number in (1, 2, 3)))
+    lines = [vars(record) for record in caplog.records if record.filename == "diary.py"]
+    assert sorted((line["episode"], line["turn"], line["message"]) for line in lines) == [
+        (f"episode-{number}", number, f"the total is {number}") for number in (1, 2, 3)
+    ], "they came in one trip"
 
 
 async def test_a_host_that_stops_closes_what_is_left_and_takes_nothing_new() -> None:

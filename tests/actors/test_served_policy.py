@@ -114,7 +114,10 @@ async def test_slots_are_balanced_and_turns_stay(cluster: None) -> None:
     names = sessions(slots=3, each=4)
     async with served(3, partial(Traced, LINES, 0.01, 0.0, 0)) as policy:
         turns = [await asyncio.gather(*[policy.complete(prompt(name, turn)) for name in names]) for turn in range(3)]
+        loads = policy.loads()
     places = [[completion.replica for completion in turn] for turn in turns]
+    assert set(loads) == set(places[0]), "each replica has told of its engine"
+    assert {load.waiting for load in loads.values()} == {0}
     assert places[0] == places[1] == places[2]
     assert sorted(Counter(places[0]).values()) == [4, 4, 4]
     where = dict(zip(names, places[0], strict=True))

@@ -17,6 +17,7 @@ from typing import Any
 import psutil
 import pytest
 import pytest_asyncio
+from prometheus_client import generate_latest
 
 from actors.engine import GenerateReply, GenerateRequest, pack_ids, unpack_ids
 from actors.vllm_engine import (
@@ -29,6 +30,8 @@ from actors.vllm_engine import (
 )
 from rollout.config import CHECKOUT, VllmConfig, load
 from rollout.errors import ContextExceeded, UserError
+from rollout.load import Load
+from rollout.openai_load import read_load
 from rollout.template import BUNDLED, load_template
 from rollout.trajectory import FinishReason, Sampling
 
@@ -133,11 +136,20 @@ class TestGenerating:
         async with asyncio.timeout(30):
             while unfinished() < len(long):  # noqa: ASYNC110 - nothing tells when vLLM has taken a request
                 await asyncio.sleep(0)
+            while engine.load().running < len(long):  # noqa: ASYNC110 - nor when it has told of its load
+                await asyncio.sleep(0.01)
+        busy = engine.load()
+        assert (busy.running, busy.waiting, busy.preemptions) == (len(long), 0, 0)
+        assert 0 < busy.kv_usage < 1
+        published = read_load(generate_latest().decode())
+        assert published is not None
+        assert (published.running, published.waiting, published.kv_usage > 0) == (len(long), 0, True)
         for task in long:
             task.cancel()
         ended = await asyncio.gather(*long, return_exceptions=True)
         assert all(isinstance(result, asyncio.CancelledError) for result in ended)
         assert unfinished() == 0
+        assert engine.load() == Load(running=0, waiting=0, kv_usage=0.0, preemptions=0)
         assert (await engine.generate(request(asked()))).finish_reason is FinishReason.STOP
 
     async def test_a_prompt_beyond_the_model_is_refused(self, engine: VllmEngine) -> None:
