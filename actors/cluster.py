@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import AsyncIterator, Sequence
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -14,12 +15,18 @@ import ray
 from ray.exceptions import RayActorError, RayTaskError
 
 from actors.connection import free
+from actors.mend import Mender
 from actors.resource_host import ResourceHost
 from actors.runner import EpisodeRunner
 from actors.setting import Job, Names, located
 from rollout.config import JobConfig, OpenAIConfig
 from rollout.errors import RolloutError, UserError, describe
+from rollout.thread import threaded
 
+END_SECONDS = 120.0
+"""What Serve may take to end a model."""
+TELL_SECONDS = 1.0
+"""How often those who start a job are told what it waits for."""
 ANSWER_SECONDS = 5.0
 """What a host that is told to stop may take to answer, besides closing its sessions."""
 
@@ -34,6 +41,7 @@ class Cluster:
     """What runs for one job."""
 
     job: Job
+    mender: Mender
     _waiting: list[Any]
     """Runners that have started and have nothing to do yet."""
 
@@ -47,9 +55,12 @@ class Cluster:
 
 
 @asynccontextmanager
-async def started(config: JobConfig, run_id: str, table: str) -> AsyncIterator[Cluster]:
+async def started(
+    config: JobConfig, run_id: str, table: str, tell: Callable[[str], None] = log.debug
+) -> AsyncIterator[Cluster]:
     """Model replicas and resource hosts of a job, ready to serve, until the block is left.
 
+    `tell` hears about once a second what is waited for: `model replicas: 1 of 2 ready, 41 s`.
     Raises UserError when the cluster has not what the job asks for, or when the resource cannot be made.
     """
     names, config = Names.of(config), located(config)
@@ -58,14 +69,14 @@ async def started(config: JobConfig, run_id: str, table: str) -> AsyncIterator[C
     seconds = config.scheduler.start_seconds
     try:
         offered = [host.offer.remote() for host in hosts]
-        offers = await _all_started(offered, "resource.hosts", config.resource.cpus_per_host, seconds)
-        async with _model(config, run_id) as model:
+        offers = await _all_started(offered, "resource.hosts", config.resource.cpus_per_host, seconds, tell)
+        async with _model(config, run_id, tell) as model:
             job = Job(config, names, run_id, table, offers[0], tuple(hosts), model)
             runners += [_new_runner(job) for _ in range(config.scheduler.runners)]
             ready = [runner.start.remote() for runner in runners]
-            await _all_started(ready, "scheduler.runners", config.scheduler.cpus_per_runner, seconds)
+            await _all_started(ready, "scheduler.runners", config.scheduler.cpus_per_runner, seconds, tell)
             try:
-                yield Cluster(job, runners)
+                yield Cluster(job, _mender(job, hosts), runners)
             finally:
                 await _close_sessions(hosts, config.run.limits.close_seconds)
     finally:
@@ -74,18 +85,34 @@ async def started(config: JobConfig, run_id: str, table: str) -> AsyncIterator[C
 
 
 @asynccontextmanager
-async def _model(config: JobConfig, run_id: str) -> AsyncIterator[Any]:
+async def _model(config: JobConfig, run_id: str, tell: Callable[[str], None]) -> AsyncIterator[Any]:
     if isinstance(config.model, OpenAIConfig):
         yield None
         return
     from actors.model import deploy, undeploy
 
-    name = f"rollout-{run_id}"
-    handle = await deploy(config, name)
+    name = _application(run_id)
+    handle = await deploy(config, name, tell=tell)
     try:
         yield handle
     finally:
-        await asyncio.to_thread(undeploy, name)
+        try:
+            await threaded(lambda: undeploy(name), END_SECONDS, "Ray Serve")
+        except TimeoutError as error:
+            log.warning("%s was not ended: %s", name, error)
+
+
+def _application(run_id: str) -> str:
+    return f"rollout-{run_id}"
+
+
+def _mender(job: Job, hosts: list[Any]) -> Mender:
+    model, name = job.config.model, _application(job.run_id)
+    if isinstance(model, OpenAIConfig):
+        return Mender(hosts, 0, list)
+    from actors.model import replicas_of
+
+    return Mender(hosts, model.replicas, lambda: replicas_of(name))
 
 
 def _new_runner(job: Job) -> Any:
@@ -101,7 +128,9 @@ def _new_host(config: JobConfig) -> Any:
     return host.remote(resource.name, resource.options, resource.verifier_processes)
 
 
-async def _all_started(calls: Sequence[Any], key: str, cpus: float, seconds: float) -> list[Any]:
+async def _all_started(
+    calls: Sequence[Any], key: str, cpus: float, seconds: float, tell: Callable[[str], None]
+) -> list[Any]:
     """What actors that were just made answer to their first call.
 
     Raises UserError when the cluster has no place for all of them within `seconds`, and whatever keeps one of them
@@ -109,7 +138,7 @@ async def _all_started(calls: Sequence[Any], key: str, cpus: float, seconds: flo
     """
     answers = [asyncio.ensure_future(_first_answer(call, key)) for call in calls]
     try:
-        done, late = await asyncio.wait(answers, timeout=seconds, return_when=asyncio.FIRST_EXCEPTION)
+        done, late = await _ended(answers, key, seconds, tell)
         for answer in done:
             answer.result()
     finally:
@@ -119,6 +148,20 @@ async def _all_started(calls: Sequence[Any], key: str, cpus: float, seconds: flo
         asked = f"asked for {len(answers)} of {cpus:g} CPUs" + (" each" if len(answers) > 1 else "")
         raise UserError(f"{key}: {asked}; after {seconds:g} s {len(done)} of {len(answers)} have started; {free()}")
     return [answer.result() for answer in answers]
+
+
+async def _ended(
+    answers: Sequence[asyncio.Future[Any]], key: str, seconds: float, tell: Callable[[str], None]
+) -> tuple[set[asyncio.Future[Any]], set[asyncio.Future[Any]]]:
+    """Those that ended, or the first that failed, within `seconds`, and those that did not."""
+    began = time.monotonic()
+    while True:
+        left = began + seconds - time.monotonic()
+        step = max(0.0, min(TELL_SECONDS, left))
+        done, late = await asyncio.wait(answers, timeout=step, return_when=asyncio.FIRST_EXCEPTION)
+        if not late or left <= 0 or any(answer.exception() is not None for answer in done):
+            return done, late
+        tell(f"{key}: {len(done)} of {len(answers)} started, {time.monotonic() - began:.0f} s")
 
 
 async def _first_answer(call: Any, key: str) -> Any:

@@ -170,6 +170,11 @@ class Courier:
         self._tasks: set[asyncio.Task[None]] = set()
         self._lingering = False
 
+    @property
+    def where(self) -> str:
+        """What the other side is called."""
+        return self._where
+
     async def ask(self, payload: Any, undo: Callable[[Any], Any] | None = None) -> Any:
         """The handler's answer to `payload`.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ from actors.cluster import Cluster, started
 from actors.connection import check_room, connect, disconnect
 from actors.driver import Driver
 from actors.setting import Names
+from actors.watch import Watch
 from rollout.config import JobConfig
 from rollout.dataset import Committer
 from rollout.errors import UserError
@@ -21,7 +23,9 @@ from rollout.live import Live
 from rollout.resource import Resource
 from rollout.run_folder import Run, check_folder, create_or_resume, locked, take_back
 from rollout.scheduling import Scheduler, samples
+from rollout.tally import Tally
 from rollout.tasks import count_tasks, read_tasks
+from rollout.watch import Bounds, Watchdog
 
 
 def run_job(config: JobConfig, address: str | None, resume: bool, force: bool) -> bool:
@@ -65,7 +69,11 @@ async def _play(config: JobConfig, run: Run, resource: Resource, committer: Comm
     total = count * each if count is not None else None
     live = Live(already=len(done))
     with live, _interruptible() as drivers:
-        async with started(config, run.run_id, run.episodes) as cluster:
+
+        def tell(waiting: str) -> None:
+            live.update(Tally(), 0, total, waiting, time.time())
+
+        async with started(config, run.run_id, run.episodes, tell) as cluster:
             driver = _driver(config, cluster, scheduler, committer, live, total)
             drivers.append(driver)
             return await driver.run(config.scheduler.runners)
@@ -83,7 +91,16 @@ def _driver(
         names=Names.of(config),
         total=total,
         start_seconds=config.scheduler.start_seconds,
+        watch=_watch(config, cluster),
     )
+
+
+def _watch(config: JobConfig, cluster: Cluster) -> Watch:
+    patience, limits = config.scheduler, config.run.limits.value()
+    bounds = Bounds.of(
+        limits, patience.max_attempts, patience.stuck_seconds, patience.silent_seconds, patience.start_seconds
+    )
+    return Watch(Watchdog(bounds, time.monotonic(), cluster.mender.parts), cluster.mender.mend)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from rollout.errors import Unavailable
 from rollout.protocols import Seeded
 from rollout.sessions import SessionTable
 from rollout.trajectory import Message, Score, Task, ToolCall, ToolResult, ToolSpec, Transcript
+from rollout.waits import HERE
 
 SWEEP_SECONDS = 5.0
 """How often a host looks for sessions whose time is up."""
@@ -97,13 +98,16 @@ class HostedSession:
     session_id: str
 
     async def call(self, call: ToolCall, seconds: float) -> ToolResult:
-        return cast(ToolResult, await self.courier.ask(("call", (self.session_id, call, seconds))))
+        with HERE.on("tool call", self.courier.where):
+            return cast(ToolResult, await self.courier.ask(("call", (self.session_id, call, seconds))))
 
     async def verify(self, transcript: Transcript, seconds: float) -> Score:
-        return cast(Score, await self.courier.ask(("verify", (self.session_id, transcript, seconds))))
+        with HERE.on("verification", self.courier.where):
+            return cast(Score, await self.courier.ask(("verify", (self.session_id, transcript, seconds))))
 
     async def close(self) -> None:
-        await self.courier.ask(("close", (self.session_id,)))
+        with HERE.on("closing", self.courier.where):
+            await self.courier.ask(("close", (self.session_id,)))
 
 
 class HostedSessions:
@@ -118,7 +122,8 @@ class HostedSessions:
         courier = self._couriers[self._next % len(self._couriers)]
         self._next += 1  # also when it fails: whoever asks again asks another host
         # A seeding that nobody waits for any more is undone over there.
-        answer = await courier.ask(("seed", (task, seed, seconds)), undo=lambda seeded: ("close", (seeded[0],)))
+        with HERE.on("seeding", courier.where):
+            answer = await courier.ask(("seed", (task, seed, seconds)), undo=lambda seeded: ("close", (seeded[0],)))
         session_id, messages = cast(tuple[str, tuple[Message, ...]], answer)
         offer = self._offer
         session = HostedSession(courier, session_id)

@@ -17,8 +17,12 @@ from rollout.episode import Setting, run_episode
 from rollout.errors import RolloutError, describe
 from rollout.rows import to_table
 from rollout.tally import Tally
+from rollout.thread import DISK_SECONDS, threaded
 from rollout.trajectory import Failure, FailureKind, Lease, StopReason, Trajectory
+from rollout.waits import HERE, Sight
 
+SIGHT_SECONDS = 1.0
+"""How often a runner tells what it waits for."""
 GATHER_SECONDS = 0.01
 """How long the first thing to report waits for company."""
 
@@ -41,6 +45,8 @@ class Report:
     given_back: list[tuple[str, Failure]] = field(default_factory=list[tuple[str, Failure]])
     files: list[Written] = field(default_factory=list[Written])
     tally: Tally = field(default_factory=Tally)
+    sight: Sight | None = None
+    """What the runner waits for; told once in a while."""
     fatal: str | None = None
     """The runner cannot go on: one line for the person who started the job."""
 
@@ -63,6 +69,7 @@ class EpisodeRunner:
         self._report = Report()
         self._news = asyncio.Event()
         self._draining = False
+        self._seen = 0.0
 
     async def start(self) -> None:
         """Connects to model and hosts, once. Raises UserError for what a person got wrong."""
@@ -87,6 +94,8 @@ class EpisodeRunner:
         self._flush_if_due()
         self._news.clear()
         report, self._report = self._report, Report()
+        if (now := time.monotonic()) - self._seen >= SIGHT_SECONDS:
+            report.sight, self._seen = HERE.sight(), now
         return report
 
     async def stop(self) -> Report:
@@ -144,7 +153,7 @@ class EpisodeRunner:
         """Off the event loop: encoding and flushing a file takes longer than a turn may wait."""
         rows, self._rows = self._rows, []
         try:
-            file = await asyncio.to_thread(lambda: write_file(self._job.table, to_table(rows)))
+            file = await threaded(lambda: write_file(self._job.table, to_table(rows)), DISK_SECONDS, "disk")
         except OSError as error:
             self._tell_fatal(f"{self._job.table}: cannot write: {error.strerror or error}")
             return

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from actors.courier import Courier
+from actors.mend import host_part
 from actors.resource_host import HostedSessions, Offer
 from rollout.config import JobConfig, OpenAIConfig, ReplicatedConfig
 from rollout.episode import Setting
@@ -17,6 +18,7 @@ from rollout.protocols import Ledger, Policy
 from rollout.segments import Parser, hermes
 from rollout.template import ChatTemplate, context_length, load_template, resolve_model
 from rollout.tokens import MessageLedger, TokenLedger
+from rollout.waits import HERE
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +58,8 @@ async def build_setting(job: Job) -> Setting:
     """Policy, sessions and ledger of a job. Raises UserError for a model folder or template that cannot be used."""
     config = job.config
     policy, new_ledger = _policy(job)
-    couriers = [Courier(host.exchange.remote, f"host {number}") for number, host in enumerate(job.hosts)]
+    parts = [(host_part(number), host.exchange.remote) for number, host in enumerate(job.hosts)]
+    couriers = [Courier(HERE.heard_by(part, exchange), part) for part, exchange in parts]
     return Setting(
         agent=config.agent.value(config.model.sampling.value()),
         policy=policy,
