@@ -43,6 +43,8 @@ from rollout.tasks import read_tasks
 
 ADD = '<tool_call>\n{"name": "add", "arguments": {"amount": 1}}\n</tool_call>'
 SUBMIT = '<tool_call>\n{"name": "submit", "arguments": {}}\n</tool_call>'
+START_SECONDS = 60.0
+"""What the runner may take to start."""
 GROUPS = (
     ("ray::EpisodeRunner", "runners"),
     ("ray::ResourceHost", "hosts"),
@@ -125,7 +127,7 @@ async def _measure(config: JobConfig) -> dict[str, str]:
 @asynccontextmanager
 async def _runner(cluster: Cluster) -> AsyncIterator[Any]:
     runner = cluster.new_runner("bench")
-    await runner.start.remote()
+    await asyncio.wait_for(runner.start.remote(), START_SECONDS)
     try:
         yield runner
     finally:
@@ -145,7 +147,7 @@ async def _play(config: JobConfig, runner: Any, committer: Committer, run_id: st
             live=live,
             names=Names("counter", "agent", "scripted"),
             total=None,
-            start_seconds=60.0,
+            start_seconds=START_SECONDS,
         )
         await driver.run(1)
     return driver.tally

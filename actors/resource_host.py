@@ -13,6 +13,7 @@ from rollout import offload
 from rollout.errors import Unavailable
 from rollout.protocols import Seeded
 from rollout.sessions import SessionTable
+from rollout.thread import threaded
 from rollout.trajectory import Message, Score, Task, ToolCall, ToolResult, ToolSpec, Transcript
 from rollout.waits import HERE
 
@@ -56,7 +57,7 @@ class ResourceHost:
         self._ending = True
         async with asyncio.timeout(seconds):
             await self._table.close_all()
-        await asyncio.to_thread(offload.shutdown)
+        await threaded(offload.shutdown, seconds, "verifier processes")
 
     async def counts(self) -> dict[str, int]:
         """Sessions opened, closed, those of them closed by time-to-live, and open now."""
