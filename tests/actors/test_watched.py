@@ -20,25 +20,29 @@ SUBMIT = '<tool_call>\n{"name": "submit", "arguments": {}}\n</tool_call>'
 STOPPED = 75
 
 
-@pytest.mark.parametrize(("title", "part"), [("ray::ResourceHost", "host "), ("ray::ServeReplica", "model slot ")])
-def test_a_frozen_part_is_named_and_replaced_and_every_row_is_there(
-    jobs: Jobs, head: Head, title: str, part: str
+def test_a_frozen_host_and_a_frozen_replica_are_named_and_replaced_and_every_row_is_there(
+    jobs: Jobs, head: Head
 ) -> None:
     two = ["resource.hosts=2", "model.replicas=2", "run.limits.seed_seconds=20", "scheduler.max_attempts=9"]
     impatient = "import actors.mend; actors.mend.PROBE_SECONDS = 2; import rollout.cli; rollout.cli.main()"
     run = jobs.start("run", *scripted(60), *two, "scheduler.silent_seconds=8", program=("-c", impatient))
     run.until_rows(5)
-    frozen = head.workers(title)[0]
-    frozen.suspend()
+    frozen = [head.workers("ray::ResourceHost")[0], head.workers("ray::ServeReplica")[0]]
+    for process in frozen:
+        process.suspend()
     try:
-        until(lambda: not alive([frozen]), "it is ended")
+        until(lambda: not alive(frozen), "they are ended")
     finally:
-        with suppress(psutil.NoSuchProcess):
-            frozen.kill()
+        for process in frozen:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
     assert run.wait() == 0, run.said()
     shown = [line.partition("waiting for ")[2] for line in run.said().splitlines()]
-    assert [line for line in shown if line.startswith(part) and "silent for" in line], run.said()
-    assert f"process {frozen.pid} on " in run.said()
+    assert [line for line in shown if line.startswith(("host ", "model slot ")) and "silent for" in line], run.said()
+    for process, part in zip(frozen, ("host ", "model slot "), strict=True):
+        assert [
+            line for line in run.said().splitlines() if line.startswith(part) and f"process {process.pid} on " in line
+        ]
     assert_one_each(run.folder, 60)
     assert {(row["status"], row["reward"]) for row in rows(run.folder)} == {("completed", 1.0)}
 
@@ -67,6 +71,3 @@ async def test_an_endpoint_that_hangs_is_named_and_the_run_ends_with_its_work_ke
         )
         assert f"waiting for model endpoint {host}: 2 model calls" in run.said() and "--resume" in run.said()
         assert {row["status"] for row in rows(run.folder)} == {"completed"}
-        endpoint.behaviour = Behaviour()
-        await asyncio.to_thread(jobs.finish, "run", *sizes, "--resume", conf=conf)
-    assert_one_each(run.folder, 40)
