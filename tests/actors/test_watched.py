@@ -37,6 +37,7 @@ def test_a_frozen_host_and_a_frozen_replica_are_named_and_replaced_and_every_row
             with suppress(psutil.NoSuchProcess):
                 process.kill()
     assert run.wait() == 0, run.said()
+    assert "waiting for model replicas: 0 of 2 ready" in run.said()
     shown = [line.partition("waiting for ")[2] for line in run.said().splitlines()]
     assert [line for line in shown if line.startswith(("host ", "model slot ")) and "silent for" in line], run.said()
     for process, part in zip(frozen, ("host ", "model slot "), strict=True):
