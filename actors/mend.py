@@ -66,10 +66,11 @@ class Mender:
             return None
 
     async def _mend_replica(self, mend: Mend) -> str | None:
-        """The one that answered last where it is alive and finishes nothing; else all that do not answer."""
+        """The one that answered last where it is alive and finishes nothing, or the only one; else all that do not
+        answer."""
         running = await threaded(self._running, ASK_SECONDS, "Ray Serve")
         if mend.stalled:
-            ill = [(told, actor) for told, actor in running if told["replica_id"] == mend.who]
+            ill = [(told, actor) for told, actor in running if mend.who == told["replica_id"] or len(running) == 1]
         else:
             well = await asyncio.gather(*(_answers(actor.check_health.remote()) for _, actor in running))
             ill = [one for one, answers in zip(running, well, strict=True) if not answers]

@@ -22,6 +22,8 @@ T = TypeVar("T")
 
 MODEL_CALL = "model call"
 """The kind of await whose answer is a turn."""
+RECENT_SECONDS = 10.0
+"""How long a part owes an answer that was given up: longer than anybody pauses before asking again."""
 MOST_PARTS = 16
 """Parts a sight tells of: those that have been waited for longest."""
 
@@ -55,7 +57,7 @@ class Sight:
 class _Part:
     """One part as this process knows it."""
 
-    __slots__ = ("count", "finished", "lively", "lost", "open", "strict", "trips", "who")
+    __slots__ = ("count", "finished", "lively", "lost_at", "open", "strict", "trips", "who")
 
     def __init__(self) -> None:
         self.open: dict[str, dict[int, float]] = {}
@@ -63,9 +65,13 @@ class _Part:
         self.finished = 0.0
         self.strict = False
         self.trips = 0
-        self.lost = False
+        self.lost_at = float("-inf")
         self.lively = 0.0
         self.who: str | None = None
+
+    def owes(self, now: float) -> bool:
+        """True when a sign of life is due: somebody asks, or asked in vain and may ask again at any moment."""
+        return self.trips > 0 or now - self.lost_at < RECENT_SECONDS
 
 
 class Waits:
@@ -90,7 +96,7 @@ class Waits:
         known = self._part(part)
 
         async def heard(*arguments: P.args, **options: P.kwargs) -> T:
-            if not known.trips and not known.lost:
+            if not known.owes(self._clock()):
                 known.lively = self._clock()
             known.trips += 1
             answered = False
@@ -99,7 +105,7 @@ class Waits:
                 answered = True
             finally:
                 known.trips -= 1
-                known.lost = not answered
+                known.lost_at = float("-inf") if answered else self._clock()
             known.lively = self._clock()
             return answer
 
@@ -165,7 +171,7 @@ HERE = Waits()
 
 def _wait(part: str, known: _Part, now: float) -> Wait | None:
     """None for a part that owes nothing. Awaits are kept in the order they began: the first is the oldest."""
-    owes = known.trips > 0 or known.lost
+    owes = known.owes(now)
     if not known.count and not owes:
         return None
     kinds = tuple((kind, len(open_)) for kind, open_ in known.open.items() if open_)

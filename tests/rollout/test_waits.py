@@ -5,7 +5,7 @@ import asyncio
 import pytest
 from fakes import hang
 
-from rollout.waits import MODEL_CALL, MOST_PARTS, Sight, Wait, Waits
+from rollout.waits import MODEL_CALL, MOST_PARTS, RECENT_SECONDS, Sight, Wait, Waits
 
 
 class Clock:
@@ -87,10 +87,10 @@ async def test_every_trip_that_comes_back_is_a_sign_of_life_and_one_that_fails_i
     gates[1].set_exception(OSError("gone"))
     with pytest.raises(OSError, match="gone"):
         await second
-    clock.now += 30
+    clock.now += 5
     third = asyncio.create_task(heard("c"))
     await asyncio.sleep(0)
-    assert silent() == [34], "what was lost is still owed"
+    assert silent() == [9], "what was lost is still owed"
     gates[2].set_result("y")
     await third
     assert silent() == []
@@ -102,6 +102,8 @@ async def test_a_trip_that_is_given_up_leaves_its_part_silent(waits: Waits, cloc
             await waits.heard_by("host 0", hang)()
     clock.now += 7
     assert waits.sight().waits == (Wait("host 0", (), 0, 0, silent=7),)
+    clock.now += RECENT_SECONDS
+    assert waits.sight().waits == (), "nobody asks it any more"
 
 
 def test_a_strict_part_is_silent_for_as_long_as_it_is_waited_for(waits: Waits, clock: Clock) -> None:
