@@ -22,11 +22,13 @@ def _own() -> None:
 
 async def test_invariant_5_a_call_that_never_ends_is_left_behind_and_named() -> None:
     gate = threading.Event()
-    with pytest.raises(TimeoutError, match=r"disk: no answer within 0\.01 s"):
-        await threaded(gate.wait, 0.01, "disk")
-    [left] = [thread for thread in threading.enumerate() if thread.name == "disk"]
-    assert left.daemon, "it keeps no process from ending"
-    gate.set()
+    try:
+        with pytest.raises(TimeoutError, match=r"disk: no answer within 0\.01 s"):
+            await threaded(gate.wait, 0.01, "disk")
+        [left] = [thread for thread in threading.enumerate() if thread.name == "disk"]
+        assert left.daemon, "it keeps no process from ending"
+    finally:
+        gate.set()
 
 
 async def test_a_caller_that_is_cancelled_does_not_leave_it_going_on() -> None:

@@ -76,7 +76,7 @@ async def test_every_trip_that_comes_back_is_a_sign_of_life_and_one_that_fails_i
         return [wait.silent for wait in waits.sight().waits]
 
     clock.now += 1000
-    first, second = asyncio.create_task(heard("a")), asyncio.create_task(heard("b"))
+    first, second = asyncio.ensure_future(heard("a")), asyncio.ensure_future(heard("b"))
     await asyncio.sleep(0)
     assert silent() == [0], "it was idle: nothing was owed before"
     clock.now += 20
@@ -88,7 +88,7 @@ async def test_every_trip_that_comes_back_is_a_sign_of_life_and_one_that_fails_i
     with pytest.raises(OSError, match="gone"):
         await second
     clock.now += 5
-    third = asyncio.create_task(heard("c"))
+    third = asyncio.ensure_future(heard("c"))
     await asyncio.sleep(0)
     assert silent() == [9], "what was lost is still owed"
     gates[2].set_result("y")

@@ -99,7 +99,7 @@ def test_a_part_that_was_replaced_long_ago_may_be_replaced_again() -> None:
 
 def test_a_part_that_answers_when_it_is_looked_at_is_not_counted_as_replaced() -> None:
     run = Run()
-    for _ in range(2 * MOST_MENDS):
+    for _ in range(10 * MOST_MENDS):
         assert run.go(70, TOOL_CALL, turns=1).stuck is None
         run.dog.well("host 1", run.now)
         assert run.go(5, turns=1).waiting is None
