@@ -16,14 +16,14 @@ from rollout.watch import Bounds, Mend, Watchdog
 SILENT = Wait("host 0", (("tool call", 2),), oldest=70, stalled=70, silent=70)
 
 
-def watch_of(ended: str | None, mended: list[Mend]) -> Watch:
+def watch_of(ended: str | None, mended: list[Mend], silent: float = 60) -> Watch:
     """A watch whose parts are replaced by writing them down."""
 
     async def mend(mend: Mend) -> str | None:
         mended.append(mend)
         return ended
 
-    bounds = Bounds(stuck=float("inf"), silent=60, again=0)
+    bounds = Bounds(stuck=float("inf"), silent=silent, again=0)
     return Watch(Watchdog(bounds, 0.0, frozenset(["host 0"])), mend)
 
 
@@ -49,6 +49,16 @@ async def test_a_silent_part_is_replaced_once_and_the_log_says_what_became_of_it
     watch.lost("runner-0")
     assert watch.look().waiting is None
     assert "host 0: waited for no more" in caplog.text
+
+
+@pytest.mark.parametrize(("ended", "stuck"), [("process 7 on x", True), (None, False)])
+async def test_only_replacing_a_part_in_vain_ends_the_run(ended: str | None, stuck: bool) -> None:
+    watch = watch_of(ended, [], silent=0)
+    watch.told("runner-0", Report(sight=Sight(0, (SILENT,))))
+    for _ in range(10):
+        stalled = watch.look().stuck
+        await asyncio.sleep(0)
+    assert (stalled is not None) == stuck
 
 
 async def test_a_runner_that_only_fails_makes_no_progress() -> None:
