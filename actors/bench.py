@@ -41,9 +41,12 @@ from rollout.live import Live
 from rollout.progress import Done
 from rollout.scheduling import Scheduler, samples
 from rollout.tasks import read_tasks
+from rollout.thread import threaded
 
 ADD = '<tool_call>\n{"name": "add", "arguments": {"amount": 1}}\n</tool_call>'
 SUBMIT = '<tool_call>\n{"name": "submit", "arguments": {}}\n</tool_call>'
+START_SECONDS = 60.0
+"""What the runner may take to start."""
 GROUPS = (
     ("ray::EpisodeRunner", "runners"),
     ("ray::ResourceHost", "hosts"),
@@ -187,7 +190,7 @@ async def _compare(config: JobConfig, asked: Asked, rounds: int) -> Measured:
         for kept in costs:
             run = config.run.model_copy(update={"keep_turns": kept})
             job = replace(cluster.job, config=cluster.job.config.model_copy(update={"run": run}))
-            runners[kept] = await stack.enter_async_context(_runners(Cluster(job, []), asked.runners))
+            runners[kept] = await stack.enter_async_context(_runners(Cluster(job, cluster.mender, []), asked.runners))
         for number in range(-1, rounds):  # the first one warms up
             for kept in (True, False) if number % 2 else (False, True):
                 driver = _player(config, runners[kept], table, f"bench-{number}-{kept}", asked.episodes)
@@ -206,7 +209,8 @@ async def _compare(config: JobConfig, asked: Asked, rounds: int) -> Measured:
 @asynccontextmanager
 async def _runners(cluster: Cluster, count: int) -> AsyncIterator[list[Any]]:
     runners = [cluster.new_runner(f"bench-{number}") for number in range(count)]
-    await asyncio.gather(*(runner.start.remote() for runner in runners))
+    async with asyncio.timeout(START_SECONDS):
+        await asyncio.gather(*(runner.start.remote() for runner in runners))
     try:
         yield runners
     finally:
@@ -228,7 +232,7 @@ def _player(config: JobConfig, runners: list[Any], table: str, run_id: str, coun
         live=Live(every=3600.0),
         names=Names.of(config),
         total=None,
-        start_seconds=60.0,
+        start_seconds=START_SECONDS,
     )
 
 
@@ -244,7 +248,7 @@ class Looks:
     async def go_on(self) -> None:
         """Looks again and again until it is cancelled."""
         while True:
-            memory = await asyncio.to_thread(_memory)
+            memory = await threaded(_memory, LOOK_SECONDS, "memory")
             self._driver.append((self.driver.tally.episodes, memory["driver"]))
             if sum(memory.values()) > sum(self._peak.values()):
                 self._peak = memory

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import AsyncIterator, Mapping, Sequence
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -14,13 +15,19 @@ import ray
 from ray.exceptions import RayActorError, RayTaskError
 
 from actors.connection import free
+from actors.mend import Mender
 from actors.resource_host import ResourceHost
 from actors.runner import EpisodeRunner
 from actors.setting import Hosts, Job, Names, located
 from rollout.config import JobConfig, OpenAIConfig, ResourceConfig
 from rollout.errors import RolloutError, UserError, describe
 from rollout.mixture import key_of
+from rollout.thread import threaded
 
+END_SECONDS = 120.0
+"""What Serve may take to end a model."""
+TELL_SECONDS = 1.0
+"""How often those who start a job are told what it waits for."""
 ANSWER_SECONDS = 5.0
 """What a host that is told to stop may take to answer, besides closing its sessions."""
 
@@ -37,6 +44,7 @@ class Cluster:
     """What runs for one job."""
 
     job: Job
+    mender: Mender
     _waiting: list[Any]
     """Runners that have started and have nothing to do yet."""
 
@@ -52,9 +60,12 @@ class Cluster:
 
 
 @asynccontextmanager
-async def started(config: JobConfig, run_id: str, table: str) -> AsyncIterator[Cluster]:
+async def started(
+    config: JobConfig, run_id: str, table: str, tell: Callable[[str], None] = log.debug
+) -> AsyncIterator[Cluster]:
     """Model replicas and resource hosts of a job, ready to serve, until the block is left.
 
+    `tell` hears about once a second what is waited for: `model replicas: 1 of 2 ready, 41 s`.
     Raises UserError when the cluster has not what the job asks for, or when the resource cannot be made.
     """
     names, config = Names.of(config), located(config)
@@ -63,14 +74,14 @@ async def started(config: JobConfig, run_id: str, table: str) -> AsyncIterator[C
     runners: list[Any] = []
     seconds = config.scheduler.start_seconds
     try:
-        offering = await _offering(config, handles, seconds)
-        async with _model(config, run_id) as model:
+        offering = await _offering(config, handles, seconds, tell)
+        async with _model(config, run_id, tell) as model:
             job = Job(config, names, run_id, table, offering, model)
             runners += [_new_runner(job) for _ in range(config.scheduler.runners)]
             ready = [runner.start.remote() for runner in runners]
-            await _all_started(ready, "scheduler.runners", config.scheduler.cpus_per_runner, seconds)
+            await _all_started(ready, "scheduler.runners", config.scheduler.cpus_per_runner, seconds, tell)
             try:
-                yield Cluster(job, runners)
+                yield Cluster(job, _mender(job, hosts), runners)
             finally:
                 await _close_sessions(hosts, config.run.limits.close_seconds)
     finally:
@@ -79,18 +90,34 @@ async def started(config: JobConfig, run_id: str, table: str) -> AsyncIterator[C
 
 
 @asynccontextmanager
-async def _model(config: JobConfig, run_id: str) -> AsyncIterator[Any]:
+async def _model(config: JobConfig, run_id: str, tell: Callable[[str], None]) -> AsyncIterator[Any]:
     if isinstance(config.model, OpenAIConfig):
         yield None
         return
     from actors.model import deploy, undeploy
 
-    name = f"rollout-{run_id}"
-    handle = await deploy(config, name)
+    name = _application(run_id)
+    handle = await deploy(config, name, tell=tell)
     try:
         yield handle
     finally:
-        await asyncio.to_thread(undeploy, name)
+        try:
+            await threaded(lambda: undeploy(name), END_SECONDS, "Ray Serve")
+        except TimeoutError as error:
+            log.warning("%s was not ended: %s", name, error)
+
+
+def _application(run_id: str) -> str:
+    return f"rollout-{run_id}"
+
+
+def _mender(job: Job, hosts: list[Any]) -> Mender:
+    model, name = job.config.model, _application(job.run_id)
+    if isinstance(model, OpenAIConfig):
+        return Mender(hosts, 0, list)
+    from actors.model import replicas_of
+
+    return Mender(hosts, model.replicas, lambda: replicas_of(name))
 
 
 def _new_runner(job: Job) -> Any:
@@ -106,18 +133,22 @@ def new_host(resource: ResourceConfig) -> Any:
     return host.remote(resource.name, resource.options, resource.verifier_processes, resource.max_sessions)
 
 
-async def _offering(config: JobConfig, handles: Mapping[str, Sequence[Any]], seconds: float) -> dict[str, Hosts]:
+async def _offering(
+    config: JobConfig, handles: Mapping[str, Sequence[Any]], seconds: float, tell: Callable[[str], None]
+) -> dict[str, Hosts]:
     """The hosts of every environment, once they have started, which all of them do at the same time."""
     found, first = dict[str, Hosts](), 0
     offered = {name: [host.offer.remote() for host in some] for name, some in handles.items()}
     for name, environment in config.environments.items():
-        offers = await _all_started(offered[name], key_of(name, "hosts"), environment.cpus_per_host, seconds)
+        offers = await _all_started(offered[name], key_of(name, "hosts"), environment.cpus_per_host, seconds, tell)
         found[name] = Hosts(tuple(handles[name]), offers[0], first)
         first += len(offers)
     return found
 
 
-async def _all_started(calls: Sequence[Any], key: str, cpus: float, seconds: float) -> list[Any]:
+async def _all_started(
+    calls: Sequence[Any], key: str, cpus: float, seconds: float, tell: Callable[[str], None]
+) -> list[Any]:
     """What actors that were just made answer to their first call.
 
     Raises UserError when the cluster has no place for all of them within `seconds`, and whatever keeps one of them
@@ -125,7 +156,7 @@ async def _all_started(calls: Sequence[Any], key: str, cpus: float, seconds: flo
     """
     answers = [asyncio.ensure_future(_first_answer(call, key)) for call in calls]
     try:
-        done, late = await asyncio.wait(answers, timeout=seconds, return_when=asyncio.FIRST_EXCEPTION)
+        done, late = await _ended(answers, key, seconds, tell)
         for answer in done:
             answer.result()
     finally:
@@ -135,6 +166,20 @@ async def _all_started(calls: Sequence[Any], key: str, cpus: float, seconds: flo
         asked = f"asked for {len(answers)} of {cpus:g} CPUs" + (" each" if len(answers) > 1 else "")
         raise UserError(f"{key}: {asked}; after {seconds:g} s {len(done)} of {len(answers)} have started; {free()}")
     return [answer.result() for answer in answers]
+
+
+async def _ended(
+    answers: Sequence[asyncio.Future[Any]], key: str, seconds: float, tell: Callable[[str], None]
+) -> tuple[set[asyncio.Future[Any]], set[asyncio.Future[Any]]]:
+    """Those that ended, or the first that failed, within `seconds`, and those that did not."""
+    began = time.monotonic()
+    while True:
+        left = began + seconds - time.monotonic()
+        step = max(0.0, min(TELL_SECONDS, left))
+        done, late = await asyncio.wait(answers, timeout=step, return_when=asyncio.FIRST_EXCEPTION)
+        if not late or left <= 0 or any(answer.exception() is not None for answer in done):
+            return done, late
+        tell(f"{key}: {len(done)} of {len(answers)} started, {time.monotonic() - began:.0f} s")
 
 
 async def _first_answer(call: Any, key: str) -> Any:

@@ -21,14 +21,17 @@ from actors.courier import SILENT_SECONDS
 from actors.metrics import EXPORT_SECONDS
 from actors.runner import Report, Written
 from actors.setting import Names
+from actors.watch import Watch
 from rollout.dataset import Committer, RowFile, write_file
-from rollout.errors import BoundaryError, RolloutError, UserError, boundary
+from rollout.errors import BoundaryError, RolloutError, Stalled, UserError, boundary
 from rollout.live import Live
 from rollout.metrics import Meters, Now, Sample
 from rollout.rows import to_table
 from rollout.scheduling import Orders, Orphan, Scheduler
 from rollout.tally import Tally
+from rollout.thread import DISK_SECONDS, threaded
 from rollout.trajectory import FailureKind, Lease, StopReason, Trajectory
+from rollout.waits import HERE
 
 HOLD_SECONDS = 0.5
 """How long a runner with nothing to tell is waited for: also how fast the progress view and Ctrl-C react."""
@@ -59,6 +62,7 @@ class Driver:
     start_seconds: float
     export: Callable[[Iterable[Sample]], None] | None = None
     """Takes the run's metrics every few seconds."""
+    watch: Watch = field(default_factory=Watch)
     tally: Tally = field(default_factory=Tally)
     meters: Meters = field(default_factory=Meters)
     interrupted: bool = False
@@ -122,22 +126,29 @@ class Driver:
         self._runners[name] = runner
         self.scheduler.add_runner(name)
         async with boundary(FailureKind.LOST, name, self.start_seconds):
-            await _answer(runner.start.remote(name))
+            with HERE.on("start", name):
+                await _answer(runner.start.remote(name))
         files: list[Written] = []
         settled: list[str] = []
         while not self._over:
             working = runner.work.remote(replace(self._orders(name), settled=tuple(settled)))
             settled = await self._keep(name, files)  # while the runner works: free slots must not wait for the disk
             async with boundary(FailureKind.LOST, name, HOLD_SECONDS + SILENT_SECONDS):
-                report = await _answer(working)
+                with HERE.on("report", name, strict=True):
+                    report = await _answer(working)
             files = self._absorb(name, report)
             if self.scheduler.drained:
                 settled += await self._keep(name, files)
                 files = []
         async with boundary(FailureKind.LOST, name, STOP_SECONDS):
-            report = await _answer(runner.stop.remote())
+            with HERE.on("last report", name):
+                report = await _answer(runner.stop.remote())
         await self._keep(name, [*files, *self._absorb(name, report)])
+        self._end_runner(name)
+
+    def _end_runner(self, name: str) -> None:
         self.end_runner(self._runners.pop(name))
+        self.watch.lost(name)
 
     def _orders(self, name: str) -> Orders:
         """New leases and drops; none when the tasks turn out to be wrong, which ends the run in order."""
@@ -149,6 +160,7 @@ class Driver:
 
     def _absorb(self, name: str, report: Report) -> list[Written]:
         """Takes in what a runner tells, but for its files, which are left to commit."""
+        self.watch.told(name, report)
         self.tally += report.tally
         self._hear(report)
         self.scheduler.finish(name, report.finished, report.bad)
@@ -183,7 +195,8 @@ class Driver:
         async with self._committing:
             began = time.monotonic()
             try:
-                await asyncio.to_thread(self.committer.commit, files)
+                with HERE.on("commit", "the run's folder", strict=True):
+                    await threaded(lambda: self.committer.commit(files), DISK_SECONDS, "disk")
             except OSError as error:
                 raise Stuck(f"{self.committer.folder}: cannot commit: {error.strerror or error}") from error
             self.meters.latencies.observe("commit", time.monotonic() - began)
@@ -192,7 +205,7 @@ class Driver:
     async def _bury(self, name: str, why: str) -> None:
         """Gives a runner up: its samples go to others, or become failed rows when they have no attempt left."""
         log.warning("%s is lost: %s", name, why)
-        self.end_runner(self._runners.pop(name))
+        self._end_runner(name)
         held = self.scheduler.held
         orphans = self.scheduler.lose_runner(name, why, time.monotonic())
         again = held - self.scheduler.held - len(orphans)
@@ -207,7 +220,7 @@ class Driver:
         rows = [self._lost(orphan) for orphan in orphans]
         folder = self.committer.folder
         try:
-            file = await asyncio.to_thread(lambda: write_file(folder, to_table(rows)))
+            file = await threaded(lambda: write_file(folder, to_table(rows)), DISK_SECONDS, "disk")
         except OSError as error:
             raise Stuck(f"{folder}: cannot write: {error.strerror or error}") from error
         await self._commit([file])
@@ -233,8 +246,11 @@ class Driver:
     async def _show(self) -> None:
         due = 0.0
         while not self._over:
-            waiting = None if self._runners else "a runner"
+            outlook = self.watch.look()
+            waiting = outlook.waiting or (None if self._runners else "a runner")
             self.live.update(self.tally, self.scheduler.running, self.total, waiting, time.time())
+            if outlook.stuck is not None:
+                self._give_up(Stalled(outlook.stuck))
             if time.monotonic() >= due:
                 due = time.monotonic() + EXPORT_SECONDS
                 self._export()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import signal
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ from actors.connection import check_room, connect, disconnect
 from actors.driver import Driver
 from actors.metrics import RayExport
 from actors.setting import Names
+from actors.watch import Watch
 from rollout.config import JobConfig
 from rollout.dataset import Committer
 from rollout.errors import UserError
@@ -27,6 +29,8 @@ from rollout.pacing import Pace
 from rollout.resource import Resource
 from rollout.run_folder import Run, check_folder, create_or_resume, locked, take_back
 from rollout.scheduling import Scheduler
+from rollout.tally import Tally
+from rollout.watch import Bounds, Watchdog
 
 
 def run_job(config: JobConfig, address: str | None, resume: bool, force: bool) -> bool:
@@ -73,7 +77,11 @@ async def _play(
     total = count_episodes(config, resources)
     live = Live(already=len(done))
     with live, _interruptible() as drivers:
-        async with started(config, run.run_id, run.episodes) as cluster:
+
+        def tell(waiting: str) -> None:
+            live.update(Tally(), 0, total, waiting, time.time())
+
+        async with started(config, run.run_id, run.episodes, tell) as cluster:
             driver = _driver(config, cluster, scheduler, committer, live, total)
             drivers.append(driver)
             if ended := await driver.run(config.scheduler.runners):
@@ -102,7 +110,16 @@ def _driver(
         total=total,
         start_seconds=config.scheduler.start_seconds,
         export=RayExport(cluster.job.run_id, "+".join(names.resources.values())),
+        watch=_watch(config, cluster),
     )
+
+
+def _watch(config: JobConfig, cluster: Cluster) -> Watch:
+    patience, limits = config.scheduler, config.run.limits.value()
+    bounds = Bounds.of(
+        limits, patience.max_attempts, patience.stuck_seconds, patience.silent_seconds, patience.start_seconds
+    )
+    return Watch(Watchdog(bounds, time.monotonic(), cluster.mender.parts), cluster.mender.mend)
 
 
 @contextmanager

@@ -12,9 +12,10 @@ import logging
 import os
 import re
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from ray import serve
 from ray.serve.context import _get_global_client
@@ -30,6 +31,7 @@ from rollout.errors import RolloutError, Unavailable, UserError
 from rollout.load import Load
 from rollout.scripted import encode_lines
 from rollout.template import load_template, resolve_model
+from rollout.thread import threaded
 from rollout.trajectory import Sampling
 
 DEPLOYMENT = "model"
@@ -38,6 +40,12 @@ MAX_TRIPS = 10_000
 """Held trips a replica takes: a few for each process that asks, far below this."""
 POLL_SECONDS = 0.2
 """How often a starting deployment is looked at."""
+TELL_SECONDS = 1.0
+"""How often it is told how far it is."""
+SERVE_SECONDS = 180.0
+"""What Serve may take to start, or to end what is left of an earlier try: a minute each."""
+LOOK_SECONDS = 60.0
+"""What Serve may take to tell about a deployment."""
 STOP_SECONDS = 10.0
 """What stopping may take beyond draining."""
 HEALTH_SECONDS = 5.0
@@ -46,6 +54,8 @@ START_SECONDS = 120.0
 """How long a replica without a model may take to be ready."""
 STARTS = 2
 """Tries a deployment's first replicas get before it has failed."""
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -169,9 +179,12 @@ def engine_factory(config: JobConfig) -> EngineFactory:
     return partial(VllmEngine, model, check_config(model))
 
 
-async def deploy(config: JobConfig, name: str, new_engine: EngineFactory | None = None) -> DeploymentHandle:
+async def deploy(
+    config: JobConfig, name: str, new_engine: EngineFactory | None = None, tell: Callable[[str], None] = log.debug
+) -> DeploymentHandle:
     """Starts the replicas of a job as application `name`; they have all generated something when this returns.
 
+    `tell` hears about once a second how far they are.
     Raises UserError when the cluster has no place for them within scheduler.start_seconds or the job is wrong,
     RolloutError in one line when a replica cannot start. Nothing is left behind then.
     """
@@ -179,12 +192,21 @@ async def deploy(config: JobConfig, name: str, new_engine: EngineFactory | None 
     assert not isinstance(model, OpenAIConfig), "an endpoint elsewhere has no replicas"
     new_engine = new_engine or engine_factory(config)
     try:
-        await asyncio.to_thread(_start, model, new_engine, name)
-        await _until_ready(name, model, config.scheduler.start_seconds)
+        await _served(lambda: _start(model, new_engine, name), SERVE_SECONDS)
+        await _until_ready(name, model, config.scheduler.start_seconds, tell)
     except BaseException:
-        await asyncio.to_thread(_abandon, name)
+        with contextlib.suppress(RolloutError):  # it does not answer: what is to be said has been raised
+            await _served(lambda: _abandon(name), LOOK_SECONDS)
         raise
     return serve.get_deployment_handle(DEPLOYMENT, name)
+
+
+async def _served(function: Callable[[], T], seconds: float) -> T:
+    """What Serve answers. Raises RolloutError when it does not within `seconds`."""
+    try:
+        return await threaded(function, seconds, "Ray Serve")
+    except TimeoutError as error:
+        raise RolloutError(f"model: {error}") from error
 
 
 def undeploy(name: str) -> None:
@@ -214,13 +236,14 @@ def _start(model: ReplicatedConfig, new_engine: EngineFactory, name: str) -> Non
     serve.run_many([target], wait_for_applications_running=False)
 
 
-async def _until_ready(name: str, model: ReplicatedConfig, place_seconds: float) -> None:
+async def _until_ready(name: str, model: ReplicatedConfig, place_seconds: float, tell: Callable[[str], None]) -> None:
     ask = Ask.of(model)
     ready_seconds = model.start_seconds if isinstance(model, VllmConfig) else START_SECONDS
-    began = placed_at = time.monotonic()
+    began = placed_at = told_at = time.monotonic()
     placed = 0
     while True:
-        status, message, now_placed = await asyncio.to_thread(_look, name)
+        status, message, replicas = await _served(lambda: _look(name), LOOK_SECONDS)
+        now_placed = sum(replica.get("node_id") is not None for replica in replicas)
         if status is ApplicationStatus.RUNNING:
             return
         if (error := _failure(message, final=status is ApplicationStatus.DEPLOY_FAILED)) is not None:
@@ -229,23 +252,31 @@ async def _until_ready(name: str, model: ReplicatedConfig, place_seconds: float)
         if now_placed > placed:
             placed, placed_at = now_placed, now
         if placed < ask.replicas and now - began > place_seconds:
-            raise UserError(await asyncio.to_thread(shortfall, ask, placed, place_seconds))
+            raise UserError(await _served(partial(shortfall, ask, placed, place_seconds), LOOK_SECONDS))
         if placed >= ask.replicas and now - placed_at > ready_seconds:
             raise RolloutError(f"model: no replica was ready within {ready_seconds:g} s; see model.start_seconds")
+        if now - told_at >= TELL_SECONDS:
+            ready = sum(replica.get("state") == "RUNNING" for replica in replicas)
+            tell(f"model replicas: {ready} of {ask.replicas} ready, {now - began:.0f} s")
+            told_at = now
         await asyncio.sleep(POLL_SECONDS)
 
 
-def _look(name: str) -> tuple[ApplicationStatus, str, int]:
-    """Status of an application, what Serve says about it, and replicas that have a process."""
+def replicas_of(name: str) -> list[dict[str, Any]]:
+    """What Serve tells about the replicas of an application; see `ray.serve.schema.ReplicaDetails`. Blocks."""
+    return _look(name)[2]
+
+
+def _look(name: str) -> tuple[ApplicationStatus, str, list[dict[str, Any]]]:
+    """Status of an application, what Serve says about it, and its replicas."""
     client = _get_global_client()
     assert client is not None, "Serve was started before"
     application = client.get_serve_details()["applications"].get(name)
     if application is None:
-        return ApplicationStatus.NOT_STARTED, "", 0
+        return ApplicationStatus.NOT_STARTED, "", []
     deployment = application["deployments"].get(DEPLOYMENT, {})
     message = f"{application['message']}\n{deployment.get('message', '')}"
-    placed = sum(replica.get("node_id") is not None for replica in deployment.get("replicas", ()))
-    return ApplicationStatus(application["status"]), message, placed
+    return ApplicationStatus(application["status"]), message, list(deployment.get("replicas", ()))
 
 
 def _failure(message: str, final: bool) -> RolloutError | None:

@@ -19,7 +19,9 @@ from rollout.load import HostLoad
 from rollout.process import collect_rarely
 from rollout.protocols import Seeded
 from rollout.sessions import SessionTable
+from rollout.thread import threaded
 from rollout.trajectory import Message, Restores, Score, Task, ToolCall, ToolResult, ToolSpec, Transcript
+from rollout.waits import HERE
 
 SWEEP_SECONDS = 5.0
 """How often a host looks for sessions whose time is up."""
@@ -73,7 +75,7 @@ class ResourceHost:
         self._ending = True
         async with asyncio.timeout(seconds):
             await self._table.close_all()
-        await asyncio.to_thread(offload.shutdown)
+        await threaded(offload.shutdown, seconds, "verifier processes")
 
     async def abandon(self, owner: str) -> None:
         """Closes the sessions of a runner that is gone: they would take up room until their time to live is over."""
@@ -150,15 +152,18 @@ class HostedSession:
     _closed: bool = False
 
     async def call(self, call: ToolCall, seconds: float) -> tuple[ToolResult, bytes | None]:
-        answer = await self.host.courier.ask(_letter("call", self.session_id, call, seconds))
+        with HERE.on("tool call", self.host.courier.where):
+            answer = await self.host.courier.ask(_letter("call", self.session_id, call, seconds))
         return cast(tuple[ToolResult, bytes | None], answer)
 
     async def verify(self, transcript: Transcript, seconds: float) -> Score:
-        return cast(Score, await self.host.courier.ask(_letter("verify", self.session_id, transcript, seconds)))
+        with HERE.on("verification", self.host.courier.where):
+            return cast(Score, await self.host.courier.ask(_letter("verify", self.session_id, transcript, seconds)))
 
     async def close(self) -> None:
         try:
-            await self.host.courier.ask(_letter("close", self.session_id))
+            with HERE.on("closing", self.host.courier.where):
+                await self.host.courier.ask(_letter("close", self.session_id))
         finally:
             self.host.held -= not self._closed
             self._closed = True
@@ -204,7 +209,8 @@ class HostedSessions:
         try:
             # A seeding that nobody waits for any more is undone over there.
             letter = _letter("seed", self._owner, task, seed, seconds, snapshot)
-            answer = await host.courier.ask(letter, undo=lambda seeded: _letter("close", seeded[0]))
+            with HERE.on("seeding", host.courier.where):
+                answer = await host.courier.ask(letter, undo=lambda seeded: _letter("close", seeded[0]))
             self._latencies.observe("seed", time.monotonic() - began)
             session_id, messages = cast(tuple[str, tuple[Message, ...]], answer)
         except BaseException:

@@ -27,8 +27,12 @@ from rollout.process import collect_rarely, open_many_files
 from rollout.rows import to_table
 from rollout.scheduling import Orders
 from rollout.tally import Tally
+from rollout.thread import DISK_SECONDS, threaded
 from rollout.trajectory import Failure, FailureKind, Lease, StopReason, Trajectory
+from rollout.waits import HERE, Sight
 
+SIGHT_SECONDS = 1.0
+"""How often a runner tells what it waits for."""
 GATHER_SECONDS = 0.01
 """How long the first thing to report waits for company."""
 
@@ -59,6 +63,8 @@ class Report:
     """What replicas told of themselves since then, by name,"""
     hosts: dict[str, HostLoad] = field(default_factory=dict[str, HostLoad])
     """and resource hosts."""
+    sight: Sight | None = None
+    """What the runner waits for; told once in a while."""
     fatal: str | None = None
     """The runner cannot go on: one line for the person who started the job."""
 
@@ -86,6 +92,7 @@ class EpisodeRunner:
         self._drops: dict[str, str] = {}
         """Why episodes that are still played are being broken off."""
         self._journal: Journal | None = None
+        self._seen = 0.0
 
     async def start(self, name: str | None = None) -> None:
         """Connects to model and hosts, once. Raises UserError for what a person got wrong.
@@ -127,7 +134,10 @@ class EpisodeRunner:
             pass
         self._flush_if_due()
         self._news.clear()
-        return self._take_report()
+        report = self._take_report()
+        if (now := time.monotonic()) - self._seen >= SIGHT_SECONDS:
+            report.sight, self._seen = HERE.sight(), now
+        return report
 
     async def stop(self) -> Report:
         """Breaks off what is played (its sessions are closed), writes the rows of what has ended."""
@@ -210,7 +220,7 @@ class EpisodeRunner:
         """Off the event loop: encoding and flushing a file takes longer than a turn may wait."""
         rows, self._rows = self._rows, []
         try:
-            file = await asyncio.to_thread(lambda: write_file(self._job.table, to_table(rows)))
+            file = await threaded(lambda: write_file(self._job.table, to_table(rows)), DISK_SECONDS, "disk")
         except OSError as error:
             self._tell_fatal(f"{self._job.table}: cannot write: {error.strerror or error}")
             return

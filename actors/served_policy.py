@@ -9,13 +9,15 @@ from __future__ import annotations
 import asyncio
 import zlib
 from array import array
-from typing import Any
+from typing import Any, cast
 
 from actors.courier import Courier
 from actors.engine import GenerateReply, GenerateRequest, pack_ids
+from actors.mend import slot_part
 from rollout.errors import ResourceDown, Unavailable
 from rollout.load import Load
 from rollout.trajectory import Completion, Prompt
+from rollout.waits import HERE, MODEL_CALL
 
 BACKOFF_SECONDS = (0.1, 0.5, 2.0)
 """Pauses before a lost turn is asked for again."""
@@ -25,8 +27,10 @@ class ServedPolicy:
     """A Policy over the handle of a model's deployment, spread over `slots` replicas by session."""
 
     def __init__(self, handle: Any, slots: int) -> None:
+        exchanges = [handle.options(session_id=str(slot)).exchange.remote for slot in range(slots)]
+        parts = [slot_part(slot) for slot in range(slots)]
         self._couriers = [
-            Courier(handle.options(session_id=str(slot)).exchange.remote, f"model slot {slot}") for slot in range(slots)
+            Courier(HERE.heard_by(part, exchange), part) for part, exchange in zip(parts, exchanges, strict=True)
         ]
 
     async def complete(self, prompt: Prompt) -> Completion:
@@ -63,7 +67,10 @@ class ServedPolicy:
         courier = self._couriers[slot_of(request.session_id, len(self._couriers))]
         for asked, pause in enumerate((*BACKOFF_SECONDS, None), start=1):
             try:
-                return await courier.ask(request)
+                with HERE.on(MODEL_CALL, courier.where):
+                    reply = cast(GenerateReply, await courier.ask(request))
+                HERE.met(courier.where, reply.replica)
+                return reply
             except Unavailable as error:
                 if pause is None or clock.time() + pause >= deadline:
                     raise ResourceDown(f"{error}; asked {asked} time{'s' if asked > 1 else ''}") from error

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from actors.courier import Courier
+from actors.mend import host_part
 from actors.resource_host import HostedSessions, Offer
 from actors.served_policy import ServedPolicy
 from rollout.config import JobConfig, OpenAIConfig, ReplicatedConfig, ResourceConfig
@@ -20,6 +21,7 @@ from rollout.protocols import Ledger, Policy
 from rollout.segments import Parser, hermes
 from rollout.template import ChatTemplate, context_length, load_template, resolve_model
 from rollout.tokens import MessageLedger, TokenLedger
+from rollout.waits import HERE
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,9 +88,8 @@ async def build_settings(job: Job, owner: str) -> dict[str, Setting]:
 
 def _setting(job: Job, name: str, owner: str, policy: Policy, new_ledger: Callable[[], Ledger]) -> Setting:
     config, hosts = job.config, job.hosts[name]
-    couriers = [
-        Courier(host.exchange.remote, f"host {number}") for number, host in enumerate(hosts.handles, hosts.first)
-    ]
+    parts = [(host_part(number), host.exchange.remote) for number, host in enumerate(hosts.handles, hosts.first)]
+    couriers = [Courier(HERE.heard_by(part, exchange), part) for part, exchange in parts]
     return Setting(
         agent=config.agent.value(config.model.sampling.value()),
         policy=policy,

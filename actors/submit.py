@@ -19,7 +19,10 @@ from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 from rollout.config import JobConfig, dump, validate
 from rollout.errors import RolloutError, UserError
 from rollout.mixture import key_of
+from rollout.thread import threaded
 
+ANSWER_SECONDS = 60.0
+"""What the cluster's head may take to say what became of a job."""
 POLL_SECONDS = 0.5
 """How often a job is asked for whose log has ended."""
 _CONF = "job.yaml"
@@ -78,7 +81,7 @@ async def _follow(client: JobSubmissionClient, job_id: str) -> JobDetails:
         sys.stdout.write(text)
         sys.stdout.flush()
     while True:  # the log may end before the job is said to have ended
-        info = await asyncio.to_thread(client.get_job_info, job_id)
+        info = await threaded(lambda: client.get_job_info(job_id), ANSWER_SECONDS, "its head")
         if info.status.is_terminal():
             return info
         await asyncio.sleep(POLL_SECONDS)

@@ -21,7 +21,7 @@ import click
 
 from rollout.config import find_conf, load
 from rollout.config import options as parse_options
-from rollout.errors import RolloutError, UserError
+from rollout.errors import RolloutError, Stalled, UserError
 
 STOPPED = 75
 """EX_TEMPFAIL of sysexits.h: try again."""
@@ -90,7 +90,11 @@ def run(conf: str, overrides: tuple[str, ...], address: str | None, resume: bool
 
     from rollout.summary import summary
 
-    complete = run_job(config, address, resume or force, force)
+    try:
+        complete = run_job(config, address, resume or force, force)
+    except Stalled as error:  # the work is kept, so the rest is said as after Ctrl-C
+        click.echo(f"rollout: {' '.join(str(error).splitlines())}", err=True)
+        complete = False
     click.echo(summary(Path(config.run.dir)))
     me, where = _typed_as(), shlex.quote(config.run.dir)
     if not complete:

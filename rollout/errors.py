@@ -1,6 +1,7 @@
 """Error vocabulary.
 
     RolloutError
+      Stalled            a run comes no further for now: what it has is kept, exit status 75
       UserError          the input is wrong: one line, exit status 2
       ToolError          a tool tells the policy what it did wrong; the episode goes on
       ContextExceeded    the engine says that a prompt does not fit the model; the episode is truncated
@@ -32,6 +33,10 @@ class RolloutError(Exception):
 
 class UserError(RolloutError):
     """Input a person can correct. The message is one line: file, key, what was expected."""
+
+
+class Stalled(RolloutError):
+    """Nothing goes on although nothing is known to be wrong: worth another try, from what is committed."""
 
 
 class ToolError(RolloutError):

@@ -23,6 +23,7 @@ import msgspec
 
 from rollout.errors import describe
 from rollout.saved import HEADER, Place, Saved, Unreadable, put, read, record, scan
+from rollout.thread import DISK_SECONDS, threaded
 from rollout.trajectory import Lease
 
 WRITE_SECONDS = 1.0
@@ -142,7 +143,7 @@ class Journal:
                 return
             self._writing = entries
             try:
-                written = await asyncio.to_thread(self._write, entries)
+                written = await threaded(lambda: self._write(entries), DISK_SECONDS, "disk")
             except OSError as error:
                 log.warning("%s: finished turns are not kept any more: %s", self._folder, error.strerror or error)
                 self._broken = True
@@ -243,8 +244,12 @@ class Earlier:
     async def turns(self, name: str, episode_id: str) -> tuple[Saved, ...]:
         """What a runner has left of an episode; nothing when that cannot be read."""
         index = self._indices.setdefault(name, _Index())
-        async with index.lock:
-            await asyncio.to_thread(index.refresh, self._folder, name)
+        try:
+            async with index.lock:
+                await threaded(lambda: index.refresh(self._folder, name), DISK_SECONDS, "disk")
+        except TimeoutError as error:
+            log.warning("finished turns of %s cannot be used: %s", name, error)
+            return ()
         return await _read(index.places.get(episode_id, []))
 
 
@@ -268,7 +273,7 @@ def taken_up(leases: Iterator[Lease], left: dict[str, str]) -> Iterator[Lease]:
 
 async def _read(places: list[Place]) -> tuple[Saved, ...]:
     try:
-        return await asyncio.to_thread(read, list(places)) if places else ()
+        return await threaded(lambda: read(list(places)), DISK_SECONDS, "disk") if places else ()
     except (Unreadable, OSError) as error:
         log.warning("an episode starts again, its turns cannot be read: %s", describe(error))
         return ()

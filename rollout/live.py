@@ -93,7 +93,7 @@ class Live:
             self._show(moment)
 
     def _due(self, moment: _Moment) -> bool:
-        if self._shown is None or moment.waiting != self._shown.waiting:
+        if self._shown is None or _subject(moment) != _subject(self._shown):
             return True
         pause = self._every if self._block is None else REFRESH_SECONDS
         return moment.now - self._shown.now >= pause
@@ -177,6 +177,11 @@ class Live:
                 break
             found = past
         return found
+
+
+def _subject(moment: _Moment) -> str | None:
+    """What is waited for, without how much of it and for how long: that changes all the time."""
+    return moment.waiting.partition(":")[0] if moment.waiting is not None else None
 
 
 def duration(seconds: float) -> str:

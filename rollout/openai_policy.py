@@ -43,6 +43,7 @@ from rollout.openai_wire import (
     too_long,
 )
 from rollout.trajectory import Completion, Prompt, ToolSpec
+from rollout.waits import HERE, MODEL_CALL
 
 REPLICA_HEADER = "x-replica"
 """How a gateway of ours says which replica answered."""
@@ -72,6 +73,7 @@ class OpenAIPolicy:
         self._key = secret(config.api_key_env)
         base = _base(config.base_url)
         self._host = base.netloc.decode()
+        self._part = f"model endpoint {self._host}"
         self._chat = URL(f"{base}/chat/completions")
         self._tokens = URL(f"{base}/completions")
         self._headers = {"Content-Type": "application/json"}
@@ -93,11 +95,12 @@ class OpenAIPolicy:
         """
         ends = time.monotonic() + prompt.seconds
         try:
-            async with asyncio.timeout(prompt.seconds):
-                try:
-                    return await self._complete(prompt)
-                except _NotNow as error:
-                    return await self._again(prompt, error, ends)
+            with HERE.on(MODEL_CALL, self._part):
+                async with asyncio.timeout(prompt.seconds):
+                    try:
+                        return await self._complete(prompt)
+                    except _NotNow as error:
+                        return await self._again(prompt, error, ends)
         except TimeoutError:
             raise TimeoutError(f"{self._host}: no answer within {prompt.seconds:.1f} s") from None
 

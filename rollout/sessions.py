@@ -22,6 +22,8 @@ from rollout.trajectory import Message, Score, Task, ToolCall, ToolResult, ToolS
 SNAPSHOT_SECONDS = 2.0
 """What a resource may take to give a snapshot: less than a call's answer may be late."""
 
+CLOSE_SECONDS = 60.0
+"""What closing a session that nobody waits for may take: one that hangs must not keep later sweeps from the others."""
 _LOG = logging.getLogger(__name__)
 
 
@@ -173,7 +175,8 @@ class SessionTable:
         return len(left)
 
     async def _close(self, session_ids: list[str]) -> None:
-        ends = await asyncio.gather(*(self.close(session_id) for session_id in session_ids), return_exceptions=True)
+        closes = (asyncio.wait_for(self.close(session_id), CLOSE_SECONDS) for session_id in session_ids)
+        ends = await asyncio.gather(*closes, return_exceptions=True)
         for session_id, end in zip(session_ids, ends, strict=True):
             if isinstance(end, Exception):
                 _LOG.warning("%s: session %s did not close: %s", self.resource.name, session_id, describe(end))

@@ -71,6 +71,16 @@ def test_failures_waiting_and_resumed_episodes_are_told() -> None:
     assert "failed 3 (model 2, tool 1)  retried 4" in going
 
 
+def test_another_part_that_is_waited_for_is_told_at_once_and_its_growing_age_only_in_its_turn() -> None:
+    console, out = plain()
+    with Live(console, every=10.0) as live:
+        for second in range(10):
+            live.update(Tally(), 3, None, f"host 1: silent for {second} s", NOON + second)
+        live.update(Tally(), 3, None, "host 2: silent for 9 s", NOON + 10)
+    told = [line.partition("waiting for ")[2] for line in out.getvalue().splitlines()]
+    assert told == ["host 1: silent for 0 s", "host 2: silent for 9 s"]
+
+
 def test_what_is_kept_does_not_grow() -> None:
     console, _ = plain()
     with Live(console) as live:
