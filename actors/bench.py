@@ -31,6 +31,7 @@ from rich.table import Table
 from actors.cluster import Cluster, started
 from actors.connection import connect, disconnect
 from actors.driver import Driver
+from actors.keeper import Keeper
 from actors.setting import Names
 from resources.catalog import load_resource
 from rollout.config import JobConfig, validate
@@ -139,7 +140,7 @@ async def _play(config: JobConfig, runner: Any, committer: Committer, run_id: st
     with Live(every=3600.0) as live:
         driver = Driver(
             scheduler=scheduler,
-            committer=committer,
+            keeper=Keeper(committer, config.dataset),
             new_runner=lambda name: runner,
             end_runner=lambda runner: None,
             live=live,

@@ -17,9 +17,10 @@ from typing import Any
 from ray.exceptions import RayTaskError
 
 from actors.courier import SILENT_SECONDS
+from actors.keeper import Keeper
 from actors.runner import Report, Written
 from actors.setting import Names
-from rollout.dataset import Committer, RowFile, write_file
+from rollout.dataset import RowFile, write_file
 from rollout.errors import BoundaryError, RolloutError, UserError, boundary
 from rollout.live import Live
 from rollout.rows import to_table
@@ -46,7 +47,7 @@ class Driver:
     """One run from its first lease to its last commit."""
 
     scheduler: Scheduler
-    committer: Committer
+    keeper: Keeper
     new_runner: Callable[[str], Any]
     """Starts a runner actor; its `start` has not been called."""
     end_runner: Callable[[Any], None]
@@ -61,7 +62,6 @@ class Driver:
     _kept: int = 0
     """Files that were committed."""
     _fatal: RolloutError | None = None
-    _committing: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def run(self, runners: int) -> bool:
         """Plays everything there is; True when all is done, False when it was interrupted with work left.
@@ -73,6 +73,7 @@ class Driver:
             for _ in range(runners):
                 group.create_task(self._keep_runner())
             group.create_task(self._show())
+            group.create_task(self._tidy())
         self.live.update(self.tally, 0, self.total, None, time.time())
         if self._fatal is not None:
             raise self._fatal
@@ -114,13 +115,14 @@ class Driver:
         async with boundary(FailureKind.LOST, name, self.start_seconds):
             await _answer(runner.start.remote())
         files: list[Written] = []
+        full = False
         while not self._over:
-            leases = self._assign(name)
+            leases = [] if full else self._assign(name)
             working = runner.work.remote(leases, self.scheduler.drained, HOLD_SECONDS)
             await self._keep(name, files)  # while the runner works: free slots must not wait for the disk
             async with boundary(FailureKind.LOST, name, HOLD_SECONDS + SILENT_SECONDS):
                 report = await _answer(working)
-            files = self._absorb(name, report)
+            files, full = self._absorb(name, report), report.full
             if self.scheduler.drained:
                 await self._keep(name, files)
                 files = []
@@ -150,18 +152,18 @@ class Driver:
 
     async def _keep(self, name: str, files: list[Written]) -> None:
         """Commits the files whose samples the runner still holds."""
-        for written in files:
-            if self.scheduler.holds(name, written.episode_ids):
-                await self._commit([written.file])
-                self.scheduler.settle(name, written.episode_ids)
-                self._kept += 1
+        held = [written for written in files if self.scheduler.holds(name, written.episode_ids)]
+        if held:
+            await self._commit([written.file for written in held])
+        for written in held:
+            self.scheduler.settle(name, written.episode_ids)
+            self._kept += 1
 
     async def _commit(self, files: list[RowFile]) -> None:
-        async with self._committing:
-            try:
-                await asyncio.to_thread(self.committer.commit, files)
-            except OSError as error:
-                raise Stuck(f"{self.committer.folder}: cannot commit: {error.strerror or error}") from error
+        try:
+            await self.keeper.commit(files)
+        except OSError as error:
+            raise Stuck(f"{self.keeper.committer.folder}: cannot commit: {error.strerror or error}") from error
 
     async def _bury(self, name: str, why: str) -> None:
         """Gives a runner up: its samples go to others, or become failed rows when they have no attempt left."""
@@ -176,7 +178,7 @@ class Driver:
 
     async def _write_orphans(self, orphans: list[Orphan]) -> None:
         rows = [self._lost(orphan) for orphan in orphans]
-        folder = self.committer.folder
+        folder = self.keeper.committer.folder
         try:
             file = await asyncio.to_thread(lambda: write_file(folder, to_table(rows)))
         except OSError as error:
@@ -200,6 +202,15 @@ class Driver:
             started_at=now,
             finished_at=now,
         )
+
+    async def _tidy(self) -> None:
+        """Merges small files until the run is over."""
+        while not self._over:
+            try:
+                await self.keeper.tidy(lambda: not self._over)
+            except RolloutError as error:
+                self._give_up(error)
+            await asyncio.sleep(HOLD_SECONDS)
 
     async def _show(self) -> None:
         while not self._over:

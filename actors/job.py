@@ -13,6 +13,7 @@ from actors.check import check, make_resource
 from actors.cluster import Cluster, started
 from actors.connection import check_room, connect, disconnect
 from actors.driver import Driver
+from actors.keeper import Keeper
 from actors.setting import Names
 from rollout.config import JobConfig
 from rollout.dataset import Committer
@@ -37,13 +38,13 @@ def run_job(config: JobConfig, address: str | None, resume: bool, force: bool) -
     with locked(folder):
         run = create_or_resume(config, digests, resume, force)
         committer = Committer(run.episodes, run.run_id)
-        committer.discard_uncommitted()
+        committer.take_over(config.dataset.keep_hours)
         try:
             if connect(address):
                 check_room(config)
             return asyncio.run(_play(config, run, resource, committer))
         except UserError:
-            if not resume and not committer.last:
+            if not resume and not committer.files():
                 take_back(run)
             raise
         except (KeyboardInterrupt, asyncio.CancelledError):  # while the cluster was starting or ending
@@ -76,7 +77,7 @@ def _driver(
 ) -> Driver:
     return Driver(
         scheduler=scheduler,
-        committer=committer,
+        keeper=Keeper(committer, config.dataset),
         new_runner=cluster.new_runner,
         end_runner=cluster.end_runner,
         live=live,

@@ -15,12 +15,14 @@ from actors.setting import Job, build_setting, close_setting
 from rollout.dataset import RowFile, write_file
 from rollout.episode import Setting, run_episode
 from rollout.errors import RolloutError, describe
-from rollout.rows import to_table
+from rollout.rows import to_table, weight
 from rollout.tally import Tally
 from rollout.trajectory import Failure, FailureKind, Lease, StopReason, Trajectory
 
 GATHER_SECONDS = 0.01
 """How long the first thing to report waits for company."""
+FULL = 4
+"""Times `dataset.commit_mib` that may wait for a slow disk."""
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +43,8 @@ class Report:
     given_back: list[tuple[str, Failure]] = field(default_factory=list[tuple[str, Failure]])
     files: list[Written] = field(default_factory=list[Written])
     tally: Tally = field(default_factory=Tally)
+    full: bool = False
+    """So much waits for the disk that the runner should get no more episodes for now."""
     fatal: str | None = None
     """The runner cannot go on: one line for the person who started the job."""
 
@@ -59,6 +63,9 @@ class EpisodeRunner:
         self._playing: dict[str, asyncio.Task[None]] = {}
         self._rows: list[Trajectory] = []
         self._oldest = 0.0
+        self._waiting_bytes = 0
+        """Of rows that are in no file yet, those being written among them."""
+        self._writing_bytes = 0
         self._writing: asyncio.Task[None] | None = None
         self._report = Report()
         self._news = asyncio.Event()
@@ -87,6 +94,7 @@ class EpisodeRunner:
         self._flush_if_due()
         self._news.clear()
         report, self._report = self._report, Report()
+        report.full = self._waiting_bytes >= FULL * self._job.config.dataset.commit_mib << 20
         return report
 
     async def stop(self) -> Report:
@@ -127,6 +135,7 @@ class EpisodeRunner:
             if not self._rows:
                 self._oldest = time.monotonic()
             self._rows.append(trajectory)
+            self._waiting_bytes += weight(trajectory)
             self._report.finished.append(lease.episode_id)
             self._report.tally += Tally.of(trajectory)
         self._flush_if_due()
@@ -134,7 +143,8 @@ class EpisodeRunner:
 
     def _flush_if_due(self) -> None:
         dataset = self._job.config.dataset
-        full = len(self._rows) >= dataset.commit_rows
+        waiting = self._waiting_bytes - self._writing_bytes
+        full = len(self._rows) >= dataset.commit_rows or waiting >= dataset.commit_mib << 20
         old = bool(self._rows) and time.monotonic() - self._oldest >= dataset.commit_seconds
         last = bool(self._rows) and self._draining and not self._playing
         if (full or old or last) and self._writing is None:
@@ -143,6 +153,7 @@ class EpisodeRunner:
     async def _write(self) -> None:
         """Off the event loop: encoding and flushing a file takes longer than a turn may wait."""
         rows, self._rows = self._rows, []
+        self._writing_bytes = self._waiting_bytes
         try:
             file = await asyncio.to_thread(lambda: write_file(self._job.table, to_table(rows)))
         except OSError as error:
@@ -150,6 +161,8 @@ class EpisodeRunner:
             return
         finally:
             self._writing = None
+            self._waiting_bytes -= self._writing_bytes
+            self._writing_bytes = 0
         self._report.files.append(Written(file, tuple(row.lease.episode_id for row in rows)))
         self._news.set()
         self._flush_if_due()
