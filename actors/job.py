@@ -7,7 +7,6 @@ import itertools
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from actors.check import check, make_resource
 from actors.cluster import Cluster, started
@@ -31,7 +30,7 @@ def run_job(config: JobConfig, address: str | None, resume: bool, force: bool) -
     Everything a person can get wrong is looked at before anything is started. Raises UserError for that, RolloutError
     when the run cannot go on. A UserError that comes before the first row leaves no run behind.
     """
-    folder = Path(config.run.dir)
+    folder = config.run.dir
     check_folder(folder, resume)
     resource = make_resource(config)
     digests = check(config, resource)

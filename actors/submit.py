@@ -18,6 +18,7 @@ from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from rollout.config import JobConfig, dump, validate
 from rollout.errors import RolloutError, UserError
+from rollout.storage import absolute
 
 POLL_SECONDS = 0.5
 """How often a job is asked for whose log has ended."""
@@ -101,7 +102,7 @@ def _first_line(what: object) -> str:
 def _pack(config: JobConfig, folder: Path) -> None:
     """What the job needs of this machine, under names that hold over there."""
     tree = config.model_dump(mode="json")
-    tree["run"]["dir"] = str(Path(config.run.dir).resolve())
+    tree["run"]["dir"] = absolute(config.run.dir)
     if config.tasks.path is not None:
         tree["tasks"]["path"] = _take(Path(config.tasks.path), folder, "tasks.path")
     file, colon, name = config.resource.name.partition(":")

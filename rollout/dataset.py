@@ -188,6 +188,8 @@ def open_table(run: Place) -> DeltaTable:
         return DeltaTable(place)
     except TableNotFoundError:
         raise UserError(f"{run}: no run here: expected {place}") from None
+    except (DeltaError, OSError) as error:  # an object store that cannot be reached, say
+        raise UserError(f"{run}: cannot be read: {_one_line(error)}") from error
 
 
 def _properties(keep_hours: int) -> dict[str, str]:

@@ -8,18 +8,30 @@ object store library that delta-rs has inside, so both take their settings from 
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
+from io import BytesIO
 from pathlib import Path
-from typing import IO, Any, Protocol, cast
+from tempfile import SpooledTemporaryFile
+from typing import IO, TYPE_CHECKING, Any, Protocol, cast
 
 import obstore
+import pyarrow
 from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import ObjectStore, from_url
 
 from rollout.errors import UserError
 
+if TYPE_CHECKING:  # it is only a type
+    from obstore.store import RetryConfig
+
+pa = cast(Any, pyarrow)
+_SPOOL = 64 << 20
+_RETRIES: RetryConfig = {"max_retries": 5, "retry_timeout": timedelta(seconds=30)}
+"""Not obstore's minutes: a mistyped endpoint is to be told soon."""
 Place = str | Path
 """A folder as a person names it: a path, or a URL of an object store."""
 
@@ -45,7 +57,7 @@ class Folder(Protocol):
         ...
 
     def open(self, name: str) -> Any:
-        """A file for reading in any order."""
+        """A context with a file for reading in any order."""
         ...
 
     def names(self) -> list[str]:
@@ -53,7 +65,11 @@ class Folder(Protocol):
         ...
 
     def delete(self, names: Sequence[str]) -> None:
-        """Deletes files, those that are not there too."""
+        """Deletes files; one that is not there is no error."""
+        ...
+
+    def clear(self, name: str) -> None:
+        """Deletes a folder in it with all there is in that."""
         ...
 
 
@@ -90,9 +106,9 @@ class LocalFolder:
             path.unlink(missing_ok=True)
             raise
 
-    def open(self, name: str) -> IO[bytes]:
+    def open(self, name: str) -> Any:
         """See Folder."""
-        return Path(self.place, name).open("rb")
+        return pa.OSFile(f"{self.place}/{name}")
 
     def names(self) -> list[str]:
         """See Folder."""
@@ -103,6 +119,10 @@ class LocalFolder:
         """See Folder."""
         for name in names:
             Path(self.place, name).unlink(missing_ok=True)
+
+    def clear(self, name: str) -> None:
+        """See Folder."""
+        shutil.rmtree(Path(self.place, name), ignore_errors=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,16 +150,17 @@ class RemoteFolder:
 
     @contextmanager
     def write(self, name: str) -> Generator[IO[bytes]]:
-        """See Folder. Up to 64 MiB wait in memory, so that what breaks off leaves nothing behind."""
-        with _plainly(self.place):
-            file = cast(Any, obstore.open_writer(self.store, name, buffer_size=64 << 20))
-            yield file
-            file.close()
+        """See Folder. It is sent when it is whole; until then it waits in memory, or on the disk if it is large."""
+        with SpooledTemporaryFile(_SPOOL) as file:
+            yield cast(IO[bytes], file)
+            file.seek(0)
+            with _plainly(self.place):
+                obstore.put(self.store, name, cast(IO[bytes], file))
 
     def open(self, name: str) -> Any:
         """See Folder."""
-        with _plainly(self.place):
-            return obstore.open_reader(self.store, name)
+        with _plainly(self.place):  # whole: what obstore opens itself, Arrow takes for a closed file
+            return BytesIO(obstore.get(self.store, name).bytes())
 
     def names(self) -> list[str]:
         """See Folder."""
@@ -156,6 +177,12 @@ class RemoteFolder:
                     obstore.delete(self.store, name)
                 except FileNotFoundError:
                     continue
+
+    def clear(self, name: str) -> None:
+        """See Folder."""
+        with _plainly(self.place):
+            listed = [entry["path"] for batch in obstore.list(self.store, name) for entry in batch]
+        self.delete(listed)
 
 
 def is_remote(place: Place) -> bool:
@@ -178,7 +205,7 @@ def folder(place: Place) -> Folder:
     if not is_remote(place):
         return LocalFolder(str(place))
     try:
-        return RemoteFolder(str(place).rstrip("/"), from_url(str(place)))
+        return RemoteFolder(str(place).rstrip("/"), from_url(str(place), retry_config=_RETRIES))
     except (BaseError, ValueError) as error:
         raise UserError(f"{place}: cannot be used: {_one_line(error)}") from error
 

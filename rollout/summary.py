@@ -5,8 +5,7 @@ All of them are SQL over the committed rows. None reads a token: what Parquet ke
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, cast
 
 import pyarrow as arrow  # pyright: ignore[reportMissingTypeStubs]
@@ -16,6 +15,7 @@ from rich.table import Table
 
 from rollout.database import Database, opened
 from rollout.live import duration
+from rollout.storage import Place
 
 pa, pq = cast(Any, arrow), cast(Any, parquet)
 """They have no types."""
@@ -61,7 +61,7 @@ _WRAPPERS = ("list", "element", "item")
 """What Parquet puts into the path of a nested column."""
 
 
-def summary(run: Path) -> str:
+def summary(run: Place) -> str:
     """What is printed at a run's end, as plain text. Raises UserError when there is no run at `run`."""
     console = Console(width=100, color_system=None)
     with console.capture() as captured:
@@ -69,7 +69,7 @@ def summary(run: Path) -> str:
     return "\n".join(line.rstrip() for line in captured.get().rstrip("\n").splitlines())
 
 
-def numbers(run: Path) -> Numbers:
+def numbers(run: Place) -> Numbers:
     """The numbers of a run as JSON values. Seconds are means an episode. Raises UserError when there is no run."""
     with opened(run) as database:
         overall = database.rows(_OVERALL)[0]
@@ -145,7 +145,7 @@ def _resources(parts: Sequence[Numbers]) -> Table:
 
 def _calls(database: Database) -> Numbers:
     """Tool calls the policy began to write, and those of them that could not be read."""
-    batches = _leaves(database.files, _CALL_LEAVES)
+    batches = _leaves(database.files(), _CALL_LEAVES)
     if (first := next(batches, None)) is None:
         return {"written": 0, "unread": 0}
     whole = (batch for part in ([first], batches) for batch in part)
@@ -153,7 +153,7 @@ def _calls(database: Database) -> Numbers:
     return database.rows(_CALLS)[0]
 
 
-def _leaves(files: Sequence[str], leaves: Sequence[tuple[str, ...]]) -> Iterator[Any]:
+def _leaves(files: Iterable[Any], leaves: Sequence[tuple[str, ...]]) -> Iterator[Any]:
     """Only these leaves of the nested columns, a file at a time: DuckDB would read the tokens beside them too."""
     for file in files:
         opened_file = pq.ParquetFile(file)
