@@ -130,7 +130,7 @@ class Committer:
         properties = _properties(keep_hours)
         if self._table.metadata().configuration != properties:
             self._table.alter.set_table_properties(properties)
-        return self._discard()
+        return self.discard_uncommitted()
 
     def sweep(self, keep_hours: int) -> None:
         """Deletes files that were replaced, and entries of the table's log, longer than `keep_hours` ago.
@@ -171,8 +171,8 @@ class Committer:
         self._last = number
         self._table.update_incremental()
 
-    def _discard(self) -> int:
-        """Deletes files that no version names which somebody may still be reading."""
+    def discard_uncommitted(self) -> int:
+        """Deletes files that nobody has committed or may still be reading. Only when nobody else writes. How many."""
         removed = self._table.vacuum(0, dry_run=True, enforce_retention_duration=False)  # lists, deletes nothing
         kept = {*removed, *(file.path for file in self.files())}
         here = folder(self.folder)
