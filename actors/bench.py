@@ -33,6 +33,7 @@ from rich.table import Table
 from actors.cluster import Cluster, started
 from actors.connection import connect, disconnect
 from actors.driver import Driver
+from actors.keeper import Keeper
 from actors.setting import Names
 from resources.catalog import load_resource
 from rollout.config import JobConfig, validate
@@ -226,7 +227,7 @@ def _player(config: JobConfig, runners: list[Any], table: str, run_id: str, coun
     free = list(runners)
     return Driver(
         scheduler=Scheduler(samples(tasks, run_id, 1, 0, Done(), 1), config.scheduler.in_flight, 1),
-        committer=Committer(table, run_id),
+        keeper=Keeper(Committer(table, run_id), config.dataset),
         new_runner=lambda name: free.pop(),
         end_runner=lambda runner: None,
         live=Live(every=3600.0),

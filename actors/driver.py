@@ -18,11 +18,12 @@ from uuid import uuid4
 from ray.exceptions import RayTaskError
 
 from actors.courier import SILENT_SECONDS
+from actors.keeper import Keeper
 from actors.metrics import EXPORT_SECONDS
 from actors.runner import Report, Written
 from actors.setting import Names
 from actors.watch import Watch
-from rollout.dataset import Committer, RowFile, write_file
+from rollout.dataset import RowFile, write_file
 from rollout.errors import BoundaryError, RolloutError, Stalled, UserError, boundary
 from rollout.live import Live
 from rollout.metrics import Meters, Now, Sample
@@ -52,7 +53,7 @@ class Driver:
     """One run from its first lease to its last commit."""
 
     scheduler: Scheduler
-    committer: Committer
+    keeper: Keeper
     new_runner: Callable[[str], Any]
     """Starts a runner actor; its `start` has not been called."""
     end_runner: Callable[[Any], None]
@@ -74,7 +75,6 @@ class Driver:
     _kept: int = 0
     """Files that were committed."""
     _fatal: RolloutError | None = None
-    _committing: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def run(self, runners: int) -> bool:
         """Plays everything there is; True when all is done, False when it was interrupted with work left.
@@ -86,6 +86,7 @@ class Driver:
             for _ in range(runners):
                 group.create_task(self._keep_runner())
             group.create_task(self._show())
+            group.create_task(self._tidy())
         self.live.update(self.tally, 0, self.total, None, time.time())
         self._export()
         if self._fatal is not None:
@@ -130,13 +131,14 @@ class Driver:
                 await _answer(runner.start.remote(name))
         files: list[Written] = []
         settled: list[str] = []
+        full = False
         while not self._over:
-            working = runner.work.remote(replace(self._orders(name), settled=tuple(settled)))
+            working = runner.work.remote(replace(self._orders(name, full), settled=tuple(settled)))
             settled = await self._keep(name, files)  # while the runner works: free slots must not wait for the disk
             async with boundary(FailureKind.LOST, name, HOLD_SECONDS + SILENT_SECONDS):
                 with HERE.on("report", name, strict=True):
                     report = await _answer(working)
-            files = self._absorb(name, report)
+            files, full = self._absorb(name, report), report.full
             if self.scheduler.drained:
                 settled += await self._keep(name, files)
                 files = []
@@ -150,8 +152,11 @@ class Driver:
         self.end_runner(self._runners.pop(name))
         self.watch.lost(name)
 
-    def _orders(self, name: str) -> Orders:
-        """New leases and drops; none when the tasks turn out to be wrong, which ends the run in order."""
+    def _orders(self, name: str, full: bool) -> Orders:
+        """New leases and drops; none while the runner waits for the disk, nor when the tasks turn out to be wrong,
+        which ends the run in order."""
+        if full:
+            return Orders(draining=self.scheduler.drained, hold=HOLD_SECONDS)
         try:
             return self.scheduler.assign(name, time.monotonic(), HOLD_SECONDS)
         except UserError as error:
@@ -182,25 +187,23 @@ class Driver:
 
     async def _keep(self, name: str, files: list[Written]) -> list[str]:
         """Commits the files whose samples the runner still holds; whose rows they are."""
-        settled: list[str] = []
-        for written in files:
-            if self.scheduler.holds(name, written.episode_ids):
-                await self._commit([written.file])
-                self.scheduler.settle(name, written.episode_ids)
-                settled += written.episode_ids
-                self._kept += 1
-        return settled
+        held = [written for written in files if self.scheduler.holds(name, written.episode_ids)]
+        if held:
+            await self._commit([written.file for written in held])
+        for written in held:
+            self.scheduler.settle(name, written.episode_ids)
+            self._kept += 1
+        return [episode_id for written in held for episode_id in written.episode_ids]
 
     async def _commit(self, files: list[RowFile]) -> None:
-        async with self._committing:
-            began = time.monotonic()
-            try:
-                with HERE.on("commit", "the run's folder", strict=True):
-                    await threaded(lambda: self.committer.commit(files), DISK_SECONDS, "disk")
-            except OSError as error:
-                raise Stuck(f"{self.committer.folder}: cannot commit: {error.strerror or error}") from error
-            self.meters.latencies.observe("commit", time.monotonic() - began)
-            self.meters.committed += sum(file.rows for file in files)
+        began = time.monotonic()
+        try:
+            with HERE.on("commit", "the run's folder", strict=True):
+                await self.keeper.commit(files)
+        except OSError as error:
+            raise Stuck(f"{self.keeper.committer.folder}: cannot commit: {error.strerror or error}") from error
+        self.meters.latencies.observe("commit", time.monotonic() - began)
+        self.meters.committed += sum(file.rows for file in files)
 
     async def _bury(self, name: str, why: str) -> None:
         """Gives a runner up: its samples go to others, or become failed rows when they have no attempt left."""
@@ -218,7 +221,7 @@ class Driver:
 
     async def _write_orphans(self, orphans: list[Orphan]) -> None:
         rows = [self._lost(orphan) for orphan in orphans]
-        folder = self.committer.folder
+        folder = self.keeper.committer.folder
         try:
             file = await threaded(lambda: write_file(folder, to_table(rows)), DISK_SECONDS, "disk")
         except OSError as error:
@@ -242,6 +245,15 @@ class Driver:
             started_at=now,
             finished_at=now,
         )
+
+    async def _tidy(self) -> None:
+        """Merges small files until the run is over."""
+        while not self._over:
+            try:
+                await self.keeper.tidy(lambda: not self._over)
+            except RolloutError as error:
+                self._give_up(error)
+            await asyncio.sleep(HOLD_SECONDS)
 
     async def _show(self) -> None:
         due = 0.0

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
 from actors.check import check, make_resources
 from actors.cluster import Cluster, started
 from actors.connection import check_room, connect, disconnect
 from actors.driver import Driver
+from actors.keeper import Keeper
 from actors.metrics import RayExport
 from actors.setting import Names
 from actors.watch import Watch
@@ -21,7 +20,7 @@ from rollout.config import JobConfig
 from rollout.dataset import Committer
 from rollout.errors import UserError
 from rollout.expectation import History, read_history
-from rollout.journal import left_behind
+from rollout.journal import discard, left_behind
 from rollout.lanes import Lane
 from rollout.live import Live
 from rollout.mixture import count_episodes, lanes_of
@@ -39,23 +38,23 @@ def run_job(config: JobConfig, address: str | None, resume: bool, force: bool) -
     Everything a person can get wrong is looked at before anything is started. Raises UserError for that, RolloutError
     when the run cannot go on. A UserError that comes before the first row leaves no run behind.
     """
-    folder = Path(config.run.dir)
+    folder = config.run.dir
     check_folder(folder, resume)
     resources = make_resources(config)
     digests = check(config, resources)
-    history = read_history(Path(path)) if (path := config.scheduler.history) else None
+    history = read_history(path) if (path := config.scheduler.history) else None
     with locked(folder):
         run = create_or_resume(config, digests, resume, force)
         committer = Committer(run.episodes, run.run_id)
-        committer.discard_uncommitted()
+        committer.take_over(config.dataset.keep_hours)
         if force:  # what was sampled under other rules is not gone on with
-            shutil.rmtree(run.turns, ignore_errors=True)
+            discard(run.turns)
         try:
             if connect(address, config.logs):
                 check_room(config)
             return asyncio.run(_play(config, run, resources, committer, history))
         except UserError:
-            if not resume and not committer.last:
+            if not resume and not committer.files():
                 take_back(run)
             raise
         except (KeyboardInterrupt, asyncio.CancelledError):  # while the cluster was starting or ending
@@ -71,7 +70,7 @@ async def _play(
     left = left_behind(run.turns) if config.run.keep_turns else {}
     lanes = lanes_of(config, resources, run.run_id, done, history, left)
     if not lanes:
-        shutil.rmtree(run.turns, ignore_errors=True)
+        discard(run.turns)
         return True
     scheduler = _scheduler(config, lanes)
     total = count_episodes(config, resources)
@@ -85,7 +84,7 @@ async def _play(
             driver = _driver(config, cluster, scheduler, committer, live, total)
             drivers.append(driver)
             if ended := await driver.run(config.scheduler.runners):
-                shutil.rmtree(run.turns, ignore_errors=True)
+                discard(run.turns)
             return ended
 
 
@@ -102,7 +101,7 @@ def _driver(
     names = Names.of(config)
     return Driver(
         scheduler=scheduler,
-        committer=committer,
+        keeper=Keeper(committer, config.dataset),
         new_runner=cluster.new_runner,
         end_runner=cluster.end_runner,
         live=live,

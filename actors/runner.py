@@ -24,7 +24,7 @@ from rollout.load import HostLoad, Load
 from rollout.logs import about, mark_lines
 from rollout.openai_load import EndpointLoad
 from rollout.process import collect_rarely, open_many_files
-from rollout.rows import to_table
+from rollout.rows import to_table, weight
 from rollout.scheduling import Orders
 from rollout.tally import Tally
 from rollout.thread import DISK_SECONDS, threaded
@@ -35,6 +35,8 @@ SIGHT_SECONDS = 1.0
 """How often a runner tells what it waits for."""
 GATHER_SECONDS = 0.01
 """How long the first thing to report waits for company."""
+FULL = 4
+"""Times `dataset.commit_mib` that may wait for a slow disk."""
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +67,8 @@ class Report:
     """and resource hosts."""
     sight: Sight | None = None
     """What the runner waits for; told once in a while."""
+    full: bool = False
+    """So much waits for the disk that the runner should get no more episodes for now."""
     fatal: str | None = None
     """The runner cannot go on: one line for the person who started the job."""
 
@@ -85,6 +89,9 @@ class EpisodeRunner:
         self._playing: dict[str, asyncio.Task[None]] = {}
         self._rows: list[Trajectory] = []
         self._oldest = 0.0
+        self._waiting_bytes = 0
+        """Of rows that are in no file yet, those being written among them."""
+        self._writing_bytes = 0
         self._writing: asyncio.Task[None] | None = None
         self._report = Report()
         self._news = asyncio.Event()
@@ -135,6 +142,7 @@ class EpisodeRunner:
         self._flush_if_due()
         self._news.clear()
         report = self._take_report()
+        report.full = self._waiting_bytes >= FULL * self._job.config.dataset.commit_mib << 20
         if (now := time.monotonic()) - self._seen >= SIGHT_SECONDS:
             report.sight, self._seen = HERE.sight(), now
         return report
@@ -205,12 +213,14 @@ class EpisodeRunner:
         if not self._rows:
             self._oldest = time.monotonic()
         self._rows.append(trajectory)
+        self._waiting_bytes += weight(trajectory)
         self._report.tally += Tally.of(trajectory)
         self._report.latencies.take(trajectory)
 
     def _flush_if_due(self) -> None:
         dataset = self._job.config.dataset
-        full = len(self._rows) >= dataset.commit_rows
+        waiting = self._waiting_bytes - self._writing_bytes
+        full = len(self._rows) >= dataset.commit_rows or waiting >= dataset.commit_mib << 20
         old = bool(self._rows) and time.monotonic() - self._oldest >= dataset.commit_seconds
         last = bool(self._rows) and self._draining and not self._playing
         if (full or old or last) and self._writing is None:
@@ -219,6 +229,7 @@ class EpisodeRunner:
     async def _write(self) -> None:
         """Off the event loop: encoding and flushing a file takes longer than a turn may wait."""
         rows, self._rows = self._rows, []
+        self._writing_bytes = self._waiting_bytes
         try:
             file = await threaded(lambda: write_file(self._job.table, to_table(rows)), DISK_SECONDS, "disk")
         except OSError as error:
@@ -226,6 +237,8 @@ class EpisodeRunner:
             return
         finally:
             self._writing = None
+            self._waiting_bytes -= self._writing_bytes
+            self._writing_bytes = 0
         self._report.files.append(Written(file, tuple(row.lease.episode_id for row in rows)))
         self._news.set()
         self._flush_if_due()

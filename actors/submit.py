@@ -19,6 +19,7 @@ from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 from rollout.config import JobConfig, dump, validate
 from rollout.errors import RolloutError, UserError
 from rollout.mixture import key_of
+from rollout.storage import absolute
 from rollout.thread import threaded
 
 ANSWER_SECONDS = 60.0
@@ -105,9 +106,9 @@ def _first_line(what: object) -> str:
 def _pack(config: JobConfig, folder: Path) -> None:
     """What the job needs of this machine, under names that hold over there."""
     tree = config.model_dump(mode="json")
-    tree["run"]["dir"] = str(Path(config.run.dir).resolve())
+    tree["run"]["dir"] = absolute(config.run.dir)
     if config.scheduler.history is not None:
-        tree["scheduler"]["history"] = str(Path(config.scheduler.history).resolve())
+        tree["scheduler"]["history"] = absolute(config.scheduler.history)
     for name, environment in config.environments.items():
         section = tree["resources"][name] if name else tree["resource"]
         tasks = section["tasks"] if name else tree["tasks"]

@@ -73,7 +73,7 @@ def main() -> None:
 
 
 _overrides = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-_run = click.argument("run", type=click.Path(path_type=Path))
+_run = click.argument("run")
 
 
 @main.command()
@@ -95,7 +95,7 @@ def run(conf: str, overrides: tuple[str, ...], address: str | None, resume: bool
     except Stalled as error:  # the work is kept, so the rest is said as after Ctrl-C
         click.echo(f"rollout: {' '.join(str(error).splitlines())}", err=True)
         complete = False
-    click.echo(summary(Path(config.run.dir)))
+    click.echo(summary(config.run.dir))
     me, where = _typed_as(), shlex.quote(config.run.dir)
     if not complete:
         there = ["--address", address] if address else []
@@ -135,7 +135,7 @@ def submit(conf: str, overrides: tuple[str, ...], address: str, resume: bool, no
 @_run
 @click.argument("episode", required=False)
 @_plainly
-def show(run: Path, episode: str | None) -> None:
+def show(run: str, episode: str | None) -> None:
     """Shows the episodes of RUN, or one of them in full."""
     from rollout.reading import show as show_run
 
@@ -146,7 +146,7 @@ def show(run: Path, episode: str | None) -> None:
 @_run
 @click.option("--json", "as_json", is_flag=True, help="Numbers for programs.")
 @_plainly
-def stats(run: Path, as_json: bool) -> None:
+def stats(run: str, as_json: bool) -> None:
     """Shows the numbers of RUN."""
     from rollout.reading import stats as stats_run
 
@@ -158,7 +158,7 @@ def stats(run: Path, as_json: bool) -> None:
 @click.argument("sql")
 @click.option("--format", "form", type=click.Choice(["table", "json", "csv"]), default="table")
 @_plainly
-def query(run: Path, sql: str, form: str) -> None:
+def query(run: str, sql: str, form: str) -> None:
     """Runs SQL over RUN: tables episodes, turns and tool_calls."""
     from rollout.reading import query as query_run
 

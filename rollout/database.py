@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, cast
 
 import duckdb
@@ -17,6 +16,7 @@ import pyarrow  # pyright: ignore[reportMissingTypeStubs]
 from rollout.dataset import open_table
 from rollout.errors import UserError
 from rollout.rows import SCHEMA  # pyright: ignore[reportUnknownVariableType]
+from rollout.storage import Place, folder, inside, is_remote
 
 pa = cast(Any, pyarrow)
 """It has no types."""
@@ -36,19 +36,29 @@ CREATE VIEW tool_calls AS
 class Database:
     """The views `episodes` (a row an episode), `turns` and `tool_calls` of what was committed when it was opened."""
 
-    def __init__(self, run: Path) -> None:
+    def __init__(self, run: Place) -> None:
         """Raises UserError when there is no run at `run`."""
+        table = open_table(run)
         # Paths of the actions, not the table's URIs: those write a space as %20.
-        paths = pa.table(open_table(run).get_add_actions(flatten=True))["path"].to_pylist()
-        self.files = [str(run / "episodes" / path) for path in paths]
+        self._paths: list[str] = pa.table(table.get_add_actions(flatten=True))["path"].to_pylist()
+        self._folder = folder(inside(run, "episodes"))
         # Names that are no table are an error, not a variable of ours.
         self._duck = duckdb.connect(config={"python_enable_replacements": "false"})
         self._duck.execute("SET TimeZone = 'UTC'")
-        if self.files:
-            self._duck.read_parquet(self.files, union_by_name=True).create_view("episodes")
+        if is_remote(run):  # DuckDB alone reaches no object store
+            self._duck.register("episodes", cast(Any, table).to_pyarrow_dataset())
+        elif self._paths:
+            files = [inside(self._folder.place, path) for path in self._paths]
+            self._duck.read_parquet(files, union_by_name=True).create_view("episodes")
         else:
             self._duck.register("episodes", cast(Any, SCHEMA).empty_table())
         self._duck.execute(_VIEWS)
+
+    def files(self) -> Iterator[Any]:
+        """The Parquet files, each open until the next."""
+        for path in self._paths:
+            with self._folder.open(path) as file:
+                yield file
 
     def register(self, name: str, batches: Any) -> None:
         """Makes a reader of Arrow batches a view, which can be read once."""
@@ -78,7 +88,7 @@ class Database:
 
 
 @contextmanager
-def opened(run: Path) -> Generator[Database]:
+def opened(run: Place) -> Generator[Database]:
     """The rows of a run. Raises UserError when there is no run at `run`."""
     database = Database(run)
     try:

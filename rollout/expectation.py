@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -15,6 +14,7 @@ import pyarrow.compute as pc
 
 from rollout.dataset import open_table
 from rollout.errors import UserError
+from rollout.storage import Place
 from rollout.trajectory import Status
 
 _COLUMNS = ["resource", "task_id", "status", "started_at", "finished_at"]
@@ -58,7 +58,7 @@ def task_key(resource: str, task_id: str) -> int:
     return int.from_bytes(digest, "big")
 
 
-def read_history(run: Path) -> History:
+def read_history(run: Place) -> History:
     """What the episodes of a run took, from five of its columns and a batch at a time.
 
     A failed episode says nothing about its task. One that was broken off took at least so long: it counts, or a task

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -253,15 +254,23 @@ class Earlier:
         return await _read(index.places.get(episode_id, []))
 
 
-def left_behind(folder: Path) -> dict[str, str]:
+def left_behind(folder: Path | None) -> dict[str, str]:
     """Which runner has left most turns of each episode that stands in a folder's files. Blocks."""
     best: dict[str, tuple[int, str]] = {}
+    if folder is None:
+        return {}
     for name in {file.stem.rpartition("-")[0] for file in folder.glob(f"*{_SUFFIX}")}:
         index = _Index()
         index.refresh(folder, name)
         for episode_id, places in index.places.items():
             best[episode_id] = max(best.get(episode_id, (0, "")), (len(places), name))
     return {episode_id: name for episode_id, (turns, name) in best.items() if turns}
+
+
+def discard(folder: Path | None) -> None:
+    """Deletes all turns of a run: nobody goes on behind them any more. Blocks."""
+    if folder is not None:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def taken_up(leases: Iterator[Lease], left: dict[str, str]) -> Iterator[Lease]:

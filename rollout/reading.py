@@ -6,7 +6,6 @@ import csv
 from collections.abc import Iterator
 from io import StringIO
 from itertools import islice
-from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
@@ -17,6 +16,7 @@ from rich.text import Text
 from rollout.database import Database, opened
 from rollout.episode_view import episode_view, status_text, visible
 from rollout.errors import UserError
+from rollout.storage import Place
 from rollout.summary import numbers, render
 
 SHOWN_ROWS = 50
@@ -27,7 +27,7 @@ _ORDER = "task_index, sample_index, episode_id"
 _encode = msgspec.json.Encoder(enc_hook=str, decimal_format="number").encode
 
 
-def stats(run: Path, as_json: bool = False, console: Console | None = None) -> None:
+def stats(run: Place, as_json: bool = False, console: Console | None = None) -> None:
     """Prints the numbers of a run. Raises UserError when there is no run at `run`."""
     console = console or Console(highlight=False)
     values = numbers(run)
@@ -38,7 +38,7 @@ def stats(run: Path, as_json: bool = False, console: Console | None = None) -> N
 
 
 def query(
-    run: Path, sql: str, form: Literal["table", "json", "csv"] | str = "table", console: Console | None = None
+    run: Place, sql: str, form: Literal["table", "json", "csv"] | str = "table", console: Console | None = None
 ) -> None:
     """Prints what SQL over `episodes`, `turns` and `tool_calls` gives: a table, JSON lines or CSV.
 
@@ -56,7 +56,7 @@ def query(
             _print_table(console, columns, rows)
 
 
-def show(run: Path, episode: str | None = None, console: Console | None = None) -> None:
+def show(run: Place, episode: str | None = None, console: Console | None = None) -> None:
     """Prints the first episodes of a run, or all of one that is named by its id, the start of it, its end
     (TASK-SAMPLE) or its number in the list.
 

@@ -129,6 +129,15 @@ def to_table(trajectories: Iterable[Trajectory]) -> pa.Table:
         return pa.concat_tables([_fitting(trajectory) for trajectory in kept])
 
 
+def weight(trajectory: Trajectory) -> int:
+    """About how many bytes of memory a trajectory takes: 8 a token (id and logprob) and its text. Never raises."""
+    turns = trajectory.turns
+    tokens = sum(len(turn.prompt_ids or ()) + len(turn.completion.ids or ()) for turn in turns)
+    texts: list[Any] = [message.get("content") for message in trajectory.messages]
+    texts += [text for turn in turns for use in turn.tool_uses for text in (use.result.content, use.call.arguments)]
+    return 1024 + 8 * tokens + sum(len(text) for text in texts if isinstance(text, str))
+
+
 def _fitting(trajectory: Trajectory) -> pa.Table:
     """A table of the one row: as it is, as UTF-8 can hold it, or a failure in its place."""
     try:

@@ -3,14 +3,13 @@
 RUN/run.yaml     identity, resolved configuration, digests of tasks and code; written once
 RUN/episodes/    the dataset
 RUN/turns/       finished turns of the episodes in flight; gone when the run has ended well
-RUN/.lock        held by the driver that is at work
+RUN/.lock        held by the driver that is at work; not on an object store (decisions/0009)
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
-import shutil
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
@@ -25,6 +24,7 @@ import yaml
 
 from rollout.config import JobConfig
 from rollout.errors import RolloutError, UserError, describe
+from rollout.storage import Place, absolute, folder, inside, is_remote
 
 _FREE_SECTIONS = ("scheduler", "dataset", "logs")
 _FREE_KEYS = (
@@ -41,7 +41,7 @@ _FREE_KEYS = (
 )
 _FREE_OF_A_RESOURCE = ("hosts", "max_sessions", "cpus_per_host", "verifier_processes", "weight")
 """What may change between a run and its resumption: how fast, not what."""
-_LOCK, _DRAFT = ".lock", ".run.yaml.new"
+_LOCK, _DRAFT, _FILE = ".lock", ".run.yaml.new", "run.yaml"
 _FIELDS = ("run_id", "created", "config", "digests", "forced")
 _SHOWN = 60
 """Characters of a value that a refusal shows at most."""
@@ -61,18 +61,23 @@ class Run:
 
     @property
     def path(self) -> Path:
-        """The run's folder."""
+        """The run's folder, where it is one on a disk."""
         return Path(self.config["run"]["dir"])
+
+    @property
+    def place(self) -> str:
+        """The run's folder, or its URL on an object store."""
+        return self.config["run"]["dir"]
 
     @property
     def episodes(self) -> str:
         """The dataset's folder, absolute: runners work elsewhere."""
-        return str((self.path / "episodes").resolve())
+        return absolute(inside(self.place, "episodes"))
 
     @property
-    def turns(self) -> Path:
-        """Where the turns of episodes in flight are kept, absolute."""
-        return self.path.resolve() / "turns"
+    def turns(self) -> Path | None:
+        """Where the turns of episodes in flight are kept, absolute; they are not beside a table on an object store."""
+        return None if is_remote(self.place) else self.path.resolve() / "turns"
 
 
 def code_version() -> str:
@@ -89,52 +94,70 @@ def create_or_resume(config: JobConfig, digests: dict[str, str], resume: bool, f
     Raises UserError when the folder holds another run or anything else, when there is nothing to resume, or when
     configuration, tasks or code differ from the run's and `force` is not given.
     """
-    folder = Path(config.run.dir)
-    check_folder(folder, resume)
-    return _resume(read_run(folder), config, digests, force) if resume else _create(config, digests, folder)
+    place = config.run.dir
+    check_folder(place, resume)
+    return _resume(read_run(place), config, digests, force) if resume else _create(config, digests)
 
 
-def check_folder(folder: Path, resume: bool) -> None:
+def check_folder(place: Place, resume: bool) -> None:
     """Looks at a folder before anything is written to it.
 
     Raises UserError when it holds a run or anything else and is to hold a new one, or has none to resume.
     """
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"run.dir: {folder}: is a file, expected a folder")
-    if (folder / "run.yaml").is_file():
+    if not is_remote(place) and Path(place).is_file():
+        raise UserError(f"run.dir: {place}: is a file, expected a folder")
+    try:
+        names = folder(place).names()
+    except OSError as error:
+        raise UserError(f"run.dir: {place}: cannot be read: {error.strerror or error}") from error
+    if _FILE in names:
         if not resume:
-            held = f"holds run {read_run(folder).run_id} already"
-            raise UserError(f"run.dir: {folder}: {held}; add --resume, or give another run.dir")
+            raise UserError(_held(place))
     elif resume:
-        raise UserError(f"run.dir: {folder}: nothing to resume, there is no run.yaml")
-    elif folder.is_dir() and any(path.name not in (_LOCK, _DRAFT) for path in folder.iterdir()):
-        raise UserError(f"run.dir: {folder}: is not empty and holds no run; give another folder")
+        raise UserError(f"run.dir: {place}: nothing to resume, there is no run.yaml")
+    elif not {_LOCK, _DRAFT}.issuperset(names):
+        raise UserError(f"run.dir: {place}: is not empty and holds no run; give another folder")
+
+
+def _held(place: Place) -> str:
+    return f"run.dir: {place}: holds run {read_run(place).run_id} already; add --resume, or give another run.dir"
 
 
 def take_back(run: Run) -> None:
     """Empties the folder of a run that has no row: one that could not begin is to be no run one has to resume."""
-    (run.path / "run.yaml").unlink(missing_ok=True)
-    shutil.rmtree(run.episodes, ignore_errors=True)
-    shutil.rmtree(run.turns, ignore_errors=True)
+    here = folder(run.place)
+    here.delete([_FILE])
+    here.clear("episodes")
+    if run.turns is not None:
+        here.clear("turns")
 
 
-def read_run(folder: Path) -> Run:
+def read_run(place: Place) -> Run:
     """What the folder's run.yaml says; `run.dir` is where it lies now. Raises UserError when it has none."""
-    file = folder / "run.yaml"
-    if not file.is_file():
-        raise UserError(f"{folder}: no run here: expected {file}")
+    file = inside(place, _FILE)
+    content = folder(place).read(_FILE)
+    if content is None:
+        raise UserError(f"{place}: no run here: expected {file}")
     try:
-        told: Any = yaml.safe_load(file.read_text("utf-8"))
+        told: Any = yaml.safe_load(content.decode())
         run = Run(**told)
-        run.config["run"]["dir"] = str(folder)
+        run.config["run"]["dir"] = str(place)
     except (yaml.YAMLError, TypeError, LookupError, ValueError) as error:
         raise UserError(f"{file}: says not what a run is: {describe(error)}") from error
     return run
 
 
 @contextmanager
-def locked(folder: Path) -> Generator[None]:
-    """Keeps other drivers out of a run's folder. Raises UserError when one is in it, or when it can be no folder."""
+def locked(place: Place) -> Generator[None]:
+    """Keeps other drivers out of a run's folder. Raises UserError when one is in it, or when it can be no folder.
+
+    On an object store nobody is kept out: the driver that comes last has the run, and ends the one before at its next
+    commit (`Committer.take_over`). A lock there would outlive a driver that is killed.
+    """
+    if is_remote(place):
+        yield
+        return
+    folder = Path(place)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / _LOCK).open("a+")
@@ -152,10 +175,13 @@ def locked(folder: Path) -> Generator[None]:
         yield
 
 
-def _create(config: JobConfig, digests: dict[str, str], folder: Path) -> Run:
+def _create(config: JobConfig, digests: dict[str, str]) -> Run:
     now = datetime.now(UTC).isoformat(timespec="seconds")
     run = Run(uuid4().hex[:8], now, config.model_dump(mode="json"), digests)
-    _write(run, folder)
+    try:
+        _write(run, new=True)
+    except FileExistsError:  # somebody else began one here since we looked
+        raise UserError(_held(run.place)) from None
     return run
 
 
@@ -170,7 +196,7 @@ def _resume(run: Run, config: JobConfig, digests: dict[str, str], force: bool) -
     if not differences:
         return Run(run.run_id, run.created, now, run.digests, run.forced)
     forced = Run(run.run_id, run.created, now, digests, [*run.forced, *differences])
-    _write(forced, Path(config.run.dir))
+    _write(forced)
     return forced
 
 
@@ -181,19 +207,15 @@ def _check_names(old: dict[str, Any], new: dict[str, Any]) -> None:
         raise UserError(f"resources: the run's are {before}, the job's {after}: not even --force can resume it")
 
 
-def _write(run: Run, folder: Path) -> None:
+def _write(run: Run, new: bool = False) -> None:
     """Whole or not at all: a run.yaml that is there can be read."""
     text = yaml.safe_dump({name: getattr(run, name) for name in _FIELDS}, sort_keys=False, allow_unicode=True)
-    draft = folder / _DRAFT
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with draft.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())  # or a crash could leave the new name with nothing behind it
-        draft.replace(folder / "run.yaml")
+        folder(run.place).put(_FILE, text.encode(), new)
+    except FileExistsError:
+        raise
     except OSError as error:
-        raise RolloutError(f"{draft}: cannot write: {error.strerror}") from error
+        raise RolloutError(f"{inside(run.place, _FILE)}: cannot write: {error.strerror or error}") from error
 
 
 def _identity(config: dict[str, Any]) -> dict[str, Any]:
@@ -206,10 +228,10 @@ def _identity(config: dict[str, Any]) -> dict[str, Any]:
     return kept
 
 
-def environment_names(folder: Path) -> list[str]:
+def environment_names(place: Place) -> list[str]:
     """Names of the environments of the run in a folder, in the order in which they number its tasks; none where it
     has only one, or where no run.yaml tells."""
-    several = read_run(folder).config.get("resources") if (folder / "run.yaml").is_file() else None
+    several = read_run(place).config.get("resources") if folder(place).read(_FILE) is not None else None
     return sorted(several or ())
 
 

@@ -253,7 +253,15 @@ class DatasetConfig(Section):
     commit_rows: PositiveInt = 256
     """A runner writes a file when it has so many rows,"""
     commit_seconds: PositiveFloat = 5.0
-    """or when its oldest row is so old."""
+    """or when its oldest row is so old,"""
+    commit_mib: PositiveInt = 32
+    """or when its rows take about so much memory; with four times as much unwritten it is given no more episodes."""
+    compact_files: Annotated[int, Field(ge=0)] = 32
+    """So many small files in a row are made one while the run goes on; 0 leaves them."""
+    file_mib: PositiveInt = 128
+    """A file of this size is large: it is not rewritten any more."""
+    keep_hours: Annotated[int, Field(ge=0)] = 2
+    """How long replaced files stay for whoever opened the table before; increments by version reach back as far."""
 
 
 class LogsConfig(Section):

@@ -5,8 +5,7 @@ All of them are SQL over the committed rows. None reads a token: what Parquet ke
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, cast
 
 import pyarrow as arrow  # pyright: ignore[reportMissingTypeStubs]
@@ -18,6 +17,7 @@ from rollout.database import Database, opened
 from rollout.live import duration
 from rollout.mixture import LANE_TASKS
 from rollout.run_folder import environment_names
+from rollout.storage import Place
 
 pa, pq = cast(Any, arrow), cast(Any, parquet)
 """They have no types."""
@@ -66,7 +66,7 @@ _WRAPPERS = ("list", "element", "item")
 """What Parquet puts into the path of a nested column."""
 
 
-def summary(run: Path) -> str:
+def summary(run: Place) -> str:
     """What is printed at a run's end, as plain text. Raises UserError when there is no run at `run`."""
     console = Console(width=100, color_system=None)
     with console.capture() as captured:
@@ -74,7 +74,7 @@ def summary(run: Path) -> str:
     return "\n".join(line.rstrip() for line in captured.get().rstrip("\n").splitlines())
 
 
-def numbers(run: Path) -> Numbers:
+def numbers(run: Place) -> Numbers:
     """The numbers of a run as JSON values. Seconds are means an episode. Raises UserError when there is no run."""
     with opened(run) as database:
         overall = database.rows(_OVERALL)[0]
@@ -139,7 +139,7 @@ def _lines(values: Numbers) -> Iterator[tuple[str, str]]:
         yield "took", f"{duration(wall)}, {rates}"
 
 
-def _environment(run: Path) -> str:
+def _environment(run: Place) -> str:
     """What tells the environment of a row: the name a job with several has for it, else its reference."""
     names = ", ".join(f"'{name}'" for name in environment_names(run))
     return f"list_extract([{names}], task_index // {LANE_TASKS} + 1)" if names else "resource"
@@ -158,7 +158,7 @@ def _resources(parts: Sequence[Numbers]) -> Table:
 
 def _calls(database: Database) -> Numbers:
     """Tool calls the policy began to write, and those of them that could not be read."""
-    batches = _leaves(database.files, _CALL_LEAVES)
+    batches = _leaves(database.files(), _CALL_LEAVES)
     if (first := next(batches, None)) is None:
         return {"written": 0, "unread": 0}
     whole = (batch for part in ([first], batches) for batch in part)
@@ -166,7 +166,7 @@ def _calls(database: Database) -> Numbers:
     return database.rows(_CALLS)[0]
 
 
-def _leaves(files: Sequence[str], leaves: Sequence[tuple[str, ...]]) -> Iterator[Any]:
+def _leaves(files: Iterable[Any], leaves: Sequence[tuple[str, ...]]) -> Iterator[Any]:
     """Only these leaves of the nested columns, a file at a time: DuckDB would read the tokens beside them too."""
     for file in files:
         opened_file = pq.ParquetFile(file)

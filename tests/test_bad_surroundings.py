@@ -202,7 +202,7 @@ def test_full_disk_behind_a_report(refused: Refused) -> None:
 
 def test_full_disk_before_the_first_row(refused: Refused) -> None:
     done = shell(f"$ROLLOUT run job.yaml --address {NOBODY}", limit=100)
-    assert (done.returncode, done.stderr) == (1, "rollout: out/.run.yaml.new: cannot write: File too large\n")
+    assert (done.returncode, done.stderr) == (1, "rollout: out/run.yaml: cannot write: File too large\n")
     assert refused("run", "job.yaml", "--address", NOBODY).startswith("--address: ")  # no run in the way
 
 

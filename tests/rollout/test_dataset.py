@@ -55,10 +55,10 @@ def test_invariant_1_files_nobody_committed_do_not_exist_and_are_cleared_away(
     committer.commit([kept])
     again = Committer(committer.folder, "run")
     assert len(again.done(2)) == 1
-    assert again.discard_uncommitted() == 1
+    assert again.take_over() == 1
     assert not (tmp_path / "episodes" / stray.path).exists()
     assert episodes(tmp_path) == ["run-0-0"]
-    assert again.discard_uncommitted() == 0
+    assert again.take_over() == 0
 
 
 def test_invariant_1_of_two_drivers_only_one_can_go_on(tmp_path: Path) -> None:
@@ -129,7 +129,7 @@ def test_a_run_may_lie_in_any_folder(tmp_path: Path, name: str) -> None:
     kept, _ = file(committer, (0, 0)), file(committer, (0, 1))
     committer.commit([kept])
     again = Committer(committer.folder, "run")
-    assert (again.discard_uncommitted(), len(again.done(2))) == (1, 1)
+    assert (again.take_over(), len(again.done(2))) == (1, 1)
 
 
 def test_a_folder_that_can_hold_no_table_is_named(tmp_path: Path) -> None:

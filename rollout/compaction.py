@@ -1,0 +1,112 @@
+"""Small files of the table into large ones: which, and how; `Committer.replace` puts them in place.
+
+A run that commits every few seconds leaves tens of thousands of small files, and every commit, reader and resume pays
+for each. Merging is done a step at a time while the run goes on. A step that breaks off, or whose process is killed,
+has changed nothing: its file is named by no commit.
+
+The plan is that of log-structured merge trees (O'Neil et al. 1996) with two levels, so that a row is rewritten a few
+times at most and files keep the order of their commits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, cast
+from uuid import uuid4
+
+import pyarrow.parquet
+from pyarrow import Table
+
+from rollout.dataset import RowFile
+from rollout.rows import SCHEMA
+from rollout.storage import folder
+
+ROW_GROUP_BYTES = 16 << 20
+"""Compressed: large enough to read fast, small enough that a reader of one group needs no gigabyte."""
+_FIRST_LEVEL = 16
+"""Files are merged up to this fraction of the largest size first: only so much is rewritten again and again."""
+_BATCH_ROWS = 256
+_parquet = cast(Any, pyarrow.parquet)
+"""Its types are partial."""
+
+
+def due(files: Sequence[RowFile], largest: int, count: int) -> Sequence[RowFile]:
+    """Neighbours that should be one file now; none when there are fewer than `count` small ones in a row.
+
+    `files` are in the order of their commits, `largest` is in bytes: a file that has reached it is left alone, and
+    a step reads less than twice as much.
+    """
+    for limit in (largest // _FIRST_LEVEL, largest):
+        for run in _small(files, limit):
+            enough = limit < largest or sum(file.size for file in run) >= largest  # a large file is made only once
+            if len(run) >= max(count, 2) and enough:
+                return _first(run, limit)
+    return ()
+
+
+def merge(table: str, files: Sequence[RowFile], go_on: Callable[[], bool] = lambda: True) -> RowFile | None:
+    """Writes the rows of the files, in order, as one file that is not yet part of the table.
+
+    None when `go_on` said no in between. Raises OSError when the disk is full or a file is gone, ArrowException when
+    one is damaged; whatever comes of it, no partial file stays behind.
+    """
+    name, here = f"part-{uuid4().hex}.parquet", folder(table)
+    rows, size = sum(file.rows for file in files), sum(file.size for file in files)
+    group = max(1, min(rows, rows * ROW_GROUP_BYTES // max(size, 1)))
+    try:
+        with here.write(name) as file:
+            with _parquet.ParquetWriter(file, SCHEMA, compression="zstd") as writer:
+                for chunk in _groups(_batches(here, files, go_on), group):
+                    writer.write_table(chunk, row_group_size=group)
+            size = file.tell()
+    except _Stopped:
+        return None
+    return RowFile(name, size, rows)
+
+
+class _Stopped(Exception):
+    """Somebody wants the step to end."""
+
+
+def _small(files: Sequence[RowFile], limit: int) -> Iterator[list[RowFile]]:
+    """Runs of neighbours that are all smaller than `limit`."""
+    run: list[RowFile] = []
+    for file in files:
+        if file.size < limit:
+            run.append(file)
+        else:
+            yield run
+            run = []
+    yield run
+
+
+def _first(run: Sequence[RowFile], limit: int) -> Sequence[RowFile]:
+    """So many from the start that together they reach `limit`."""
+    total = 0
+    for number, file in enumerate(run, 1):
+        total += file.size
+        if total >= limit and number > 1:
+            return run[:number]
+    return run
+
+
+def _batches(here: Any, files: Sequence[RowFile], go_on: Callable[[], bool]) -> Iterator[Any]:
+    for file in files:
+        with here.open(file.path) as source:
+            for batch in _parquet.ParquetFile(source).iter_batches(_BATCH_ROWS, use_threads=False):
+                if not go_on():
+                    raise _Stopped
+                yield batch
+
+
+def _groups(batches: Iterator[Any], rows: int) -> Iterator[Table]:
+    """Batches gathered to row groups: a group that ended where a file did would be as small as the file."""
+    waiting: list[Any] = []
+    for batch in batches:
+        waiting.append(batch)
+        if sum(entry.num_rows for entry in waiting) >= rows:
+            table = cast(Any, Table).from_batches(waiting)
+            yield table.slice(0, rows)
+            waiting = table.slice(rows).to_batches()
+    if waiting:
+        yield cast(Any, Table).from_batches(waiting)
