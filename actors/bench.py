@@ -146,6 +146,7 @@ async def _play(config: JobConfig, runner: Any, committer: Committer, run_id: st
             names=Names("counter", "agent", "scripted"),
             total=None,
             start_seconds=60.0,
+            silent_seconds=config.scheduler.silent_seconds,
         )
         await driver.run(1)
     return driver.tally

@@ -16,7 +16,6 @@ from typing import Any
 
 from ray.exceptions import RayTaskError
 
-from actors.courier import SILENT_SECONDS
 from actors.runner import Report, Written
 from actors.setting import Names
 from rollout.dataset import Committer, RowFile, write_file
@@ -54,6 +53,7 @@ class Driver:
     names: Names
     total: int | None
     start_seconds: float
+    silent_seconds: float
     tally: Tally = field(default_factory=Tally)
     interrupted: bool = False
     _runners: dict[str, Any] = field(default_factory=dict[str, Any])
@@ -118,7 +118,7 @@ class Driver:
             leases = self._assign(name)
             working = runner.work.remote(leases, self.scheduler.drained, HOLD_SECONDS)
             await self._keep(name, files)  # while the runner works: free slots must not wait for the disk
-            async with boundary(FailureKind.LOST, name, HOLD_SECONDS + SILENT_SECONDS):
+            async with boundary(FailureKind.LOST, name, HOLD_SECONDS + self.silent_seconds):
                 report = await _answer(working)
             files = self._absorb(name, report)
             if self.scheduler.drained:

@@ -83,6 +83,7 @@ def _driver(
         names=Names.of(config),
         total=total,
         start_seconds=config.scheduler.start_seconds,
+        silent_seconds=config.scheduler.silent_seconds,
     )
 
 

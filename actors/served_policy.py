@@ -11,7 +11,7 @@ import zlib
 from array import array
 from typing import Any
 
-from actors.courier import Courier
+from actors.courier import SILENT_SECONDS, Courier
 from actors.engine import GenerateReply, GenerateRequest, pack_ids
 from rollout.errors import ResourceDown, Unavailable
 from rollout.trajectory import Completion, Prompt
@@ -23,9 +23,14 @@ BACKOFF_SECONDS = (0.1, 0.5, 2.0)
 class ServedPolicy:
     """A Policy over the handle of a model's deployment, spread over `slots` replicas by session."""
 
-    def __init__(self, handle: Any, slots: int) -> None:
+    def __init__(self, handle: Any, slots: int, silent_seconds: float = SILENT_SECONDS) -> None:
         self._couriers = [
-            Courier(handle.options(session_id=str(slot)).exchange.remote, f"model slot {slot}") for slot in range(slots)
+            Courier(
+                handle.options(session_id=str(slot)).exchange.remote,
+                f"model slot {slot}",
+                silent_seconds=silent_seconds,
+            )
+            for slot in range(slots)
         ]
 
     async def complete(self, prompt: Prompt) -> Completion:

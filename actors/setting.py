@@ -56,7 +56,10 @@ async def build_setting(job: Job) -> Setting:
     """Policy, sessions and ledger of a job. Raises UserError for a model folder or template that cannot be used."""
     config = job.config
     policy, new_ledger = _policy(job)
-    couriers = [Courier(host.exchange.remote, f"host {number}") for number, host in enumerate(job.hosts)]
+    silent = config.scheduler.silent_seconds
+    couriers = [
+        Courier(host.exchange.remote, f"host {number}", silent_seconds=silent) for number, host in enumerate(job.hosts)
+    ]
     return Setting(
         agent=config.agent.value(config.model.sampling.value()),
         policy=policy,
@@ -119,7 +122,7 @@ def _policy(job: Job) -> tuple[Policy, Callable[[], Ledger]]:
         return OpenAIPolicy(model), new_ledger
     from actors.served_policy import ServedPolicy
 
-    return ServedPolicy(job.model, model.replicas), new_ledger
+    return ServedPolicy(job.model, model.replicas, job.config.scheduler.silent_seconds), new_ledger
 
 
 def _parser(config: JobConfig, template: ChatTemplate) -> Parser:

@@ -204,6 +204,8 @@ class SchedulerConfig(Section):
     """Tries a sample gets when something outside the policy breaks."""
     start_seconds: PositiveFloat = 120.0
     """How long the cluster may take to give what the job asks for."""
+    silent_seconds: PositiveFloat = 30.0
+    """How long a runner, host or replica may owe an answer before it is given up."""
 
 
 class DatasetConfig(Section):
