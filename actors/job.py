@@ -68,7 +68,9 @@ async def _play(config: JobConfig, run: Run, resource: Resource, committer: Comm
         async with started(config, run.run_id, run.episodes) as cluster:
             driver = _driver(config, cluster, scheduler, committer, live, total)
             drivers.append(driver)
-            return await driver.run(config.scheduler.runners)
+            complete = await driver.run(config.scheduler.runners)
+        committer.discard_uncommitted()  # of runners that died; no process of the job is left to write
+        return complete
 
 
 def _driver(

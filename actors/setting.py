@@ -15,7 +15,7 @@ from rollout.episode import Setting
 from rollout.openai_policy import OpenAIPolicy
 from rollout.protocols import Ledger, Policy
 from rollout.segments import Parser, hermes
-from rollout.template import ChatTemplate, context_length, load_template, resolve_model
+from rollout.template import ChatTemplate, context_length, load_template, resolve_model, vocabulary_size
 from rollout.tokens import MessageLedger, TokenLedger
 
 
@@ -69,6 +69,7 @@ async def build_setting(job: Job) -> Setting:
         resource=job.names.resource,
         model=job.names.model,
         context=context_of(config),
+        vocabulary=_vocabulary(config),
     )
 
 
@@ -104,6 +105,12 @@ def context_of(config: JobConfig) -> int | None:
         return model.max_model_len
     limit = getattr(model, "max_model_len", None)
     return limit or context_length(resolve_model(model.path))
+
+
+def _vocabulary(config: JobConfig) -> int | None:
+    model = config.model
+    folder = model.tokenizer if isinstance(model, OpenAIConfig) else model.path
+    return vocabulary_size(resolve_model(folder)) if folder else None
 
 
 def template_of(config: ReplicatedConfig | OpenAIConfig) -> ChatTemplate | None:

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, replace
 from rollout.errors import BoundaryError, ContextExceeded, UserError, boundary
 from rollout.lifetime import opened
 from rollout.protocols import Ledger, Policy, Recorded, Seeded, Session, Sessions
+from rollout.soundness import check_completion
 from rollout.tool_use import TRANSPORT_SECONDS, use_tools
 from rollout.trajectory import (
     Agent,
@@ -54,6 +55,8 @@ class Setting:
     model: str
     context: int | None = None
     """Positions the model reaches; None leaves the check to the engine."""
+    vocabulary: int | None = None
+    """Token ids the model has; None when nobody knows."""
 
 
 async def run_episode(lease: Lease, setting: Setting) -> Trajectory:
@@ -159,6 +162,7 @@ class _Episode:
         try:
             async with boundary(FailureKind.MODEL, self.setting.model, prompt.seconds):
                 completion = await self.setting.policy.complete(prompt)
+                check_completion(prompt, completion, self.setting.vocabulary)
         except BoundaryError as error:
             if isinstance(error.__cause__, ContextExceeded):
                 return StopReason.CONTEXT

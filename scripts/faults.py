@@ -46,7 +46,7 @@ def main(
     kinds = [kind for kind in KINDS if kind in only or not only]
     folder = Path(tempfile.mkdtemp(prefix="ro-", dir="/tmp"))  # short: Ray puts sockets into it
     try:
-        series = _Series(runs, kinds, keep or folder.with_name(f"{folder.name}-kept"))
+        series = _Series(runs, kinds, keep or folder.with_name(f"{folder.name}-kept"), keep_all=keep is not None)
         outcomes = series.play(seed, jobs, workers, folder)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -61,10 +61,11 @@ def main(
 class _Series:
     """All runs of a command."""
 
-    def __init__(self, runs: int, kinds: list[str], kept: Path) -> None:
+    def __init__(self, runs: int, kinds: list[str], kept: Path, keep_all: bool) -> None:
         self._runs = runs
         self._kinds = kinds
         self._kept = kept
+        self._keep_all = keep_all
         self._done = 0
         self._began = time.monotonic()
         self._printing = threading.Lock()
@@ -89,7 +90,7 @@ class _Series:
         with self._printing:
             self._done += 1
             self._tell(outcome)
-        if outcome.violations:
+        if outcome.violations or self._keep_all:
             shutil.copytree(own, self._kept / own.name, dirs_exist_ok=True)
         shutil.rmtree(own, ignore_errors=True)
         return outcome
