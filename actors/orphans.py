@@ -14,7 +14,7 @@ import time
 
 import ray
 from ray import serve
-from ray._private.worker import global_worker
+from ray._raylet import GcsClient  # pyright: ignore[reportAttributeAccessIssue] - compiled
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 
@@ -31,7 +31,8 @@ def this_driver() -> str:
 
 def is_gone(driver: str) -> bool:
     """True when Ray says that the driver has ended; False when it does not know."""
-    jobs = global_worker.gcs_client.get_all_job_info(
+    head = GcsClient(address=ray.get_runtime_context().gcs_address)
+    jobs = head.get_all_job_info(
         job_or_submission_id=driver, skip_submission_job_info_field=True, skip_is_running_tasks_field=True, timeout=5
     )
     return any(job.job_id.hex() == driver and job.is_dead for job in jobs.values())
@@ -52,9 +53,7 @@ class Orphanage:
         await asyncio.to_thread(self._look)
 
     def _look(self) -> None:
-        with contextlib.suppress(
-            RayError, RayServeException
-        ):  # the head is busy or restarting: the next look asks again
+        with contextlib.suppress(RayError, RayServeException):  # the head is busy: the next look asks again
             if is_gone(self._driver):
                 name = serve.get_replica_context().app_name
                 log.warning("the driver of %s is gone, and so is its model", name)

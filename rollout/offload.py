@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import multiprocessing
 from collections.abc import Callable
+from concurrent.futures.process import BrokenProcessPool
 from functools import lru_cache
 from typing import Any, cast
 
@@ -28,6 +29,14 @@ def _pool() -> ProcessPool:
     return ProcessPool(max_workers=_Settings.workers, max_tasks=1000, context=context)
 
 
+def _working_pool() -> ProcessPool:
+    """The pool; a new one when it broke, which it does when an idle process of it is killed, by the kernel say."""
+    if not (pool := _pool()).active:
+        _pool.cache_clear()
+        pool.stop()
+    return _pool()
+
+
 class _Settings:
     workers = 2
 
@@ -43,12 +52,12 @@ async def offload(function: Callable[..., Any], *arguments: Any, seconds: float)
     The deadline of `seconds` runs from when a process takes the work, so a long queue kills nobody. Raises
     OffloadTimeout at the deadline, ResourceDown if the process died, and whatever the function raised.
     """
-    future = _pool().schedule(function, args=list(arguments), timeout=seconds)
+    future = _working_pool().schedule(function, args=list(arguments), timeout=seconds)
     try:
         return await asyncio.wrap_future(future)
     except TimeoutError:
         raise OffloadTimeout(f"{getattr(function, '__name__', 'work')} ran longer than {seconds:g} s") from None
-    except ProcessExpired as error:
+    except (ProcessExpired, BrokenProcessPool) as error:
         raise ResourceDown(f"the process running {getattr(function, '__name__', 'work')} died: {error}") from error
 
 

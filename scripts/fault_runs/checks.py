@@ -54,19 +54,20 @@ def _some(what: str, keys: Sequence[Any]) -> Iterator[str]:
 def _row(plan: Plan, row: Row, lines: Sequence[Sequence[int]], attempts: int) -> Iterator[str]:
     if not 1 <= row["attempt"] <= attempts:
         yield f"attempt {row['attempt']} of {attempts}"
-    yield from _failed(row, attempts) if row["failure"] is not None else _played(plan, row)
+    yield from _failed(plan, row, attempts) if row["failure"] is not None else _played(plan, row)
     yield from _calls(row)
     yield from _tokens(row, lines)
 
 
-def _failed(row: Row, attempts: int) -> Iterator[str]:
-    """Invariant 2: no reward, a failure that says what and where, and only after the last attempt."""
+def _failed(plan: Plan, row: Row, attempts: int) -> Iterator[str]:
+    """Invariants 2 and 10: no reward, a failure that says what and where, and only after the last attempt. There are
+    fewer faults than attempts, so only replicas that go on talking garbage may take them all."""
     failure = row["failure"]
     if row["status"] != "failed" or row["reward"] is not None:
         yield f"failed with status {row['status']} and reward {row['reward']}"
     if failure["kind"] not in KINDS or not failure["where"] or not failure["message"]:
         yield f"failure {failure}"
-    if row["attempt"] != attempts:
+    if row["attempt"] != attempts or not plan.has("garbage"):
         yield f"failed for good at attempt {row['attempt']} of {attempts}: {failure}"
 
 
