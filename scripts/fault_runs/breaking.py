@@ -66,7 +66,7 @@ def strike(scene: Scene, fault: Fault) -> bool:
     """Breaks what the fault says; False when there was nothing of it."""
     match fault.kind:
         case "driver" | "abandoned":
-            return _kill_driver(scene)
+            return _kill_driver(scene, scene.nodes.named(HOST))
         case "host":
             return _kill_host(scene, _picked(scene.nodes.named(HOST), fault))
         case "verifier":
@@ -103,14 +103,14 @@ def _kill_host(scene: Scene, process: psutil.Process | None) -> bool:
     return _kill(process)
 
 
-def _kill_driver(scene: Scene) -> bool:
+def _kill_driver(scene: Scene, hosts: Sequence[psutil.Process]) -> bool:
     """Its hosts die with it: Ray ends what a driver owns."""
     assert scene.driver is not None, "a job runs"
     if scene.driver.poll() is not None:
         return False
     scene.driver.kill()
     scene.driver.wait()
-    scene.dead_hosts.update(process.pid for process in scene.nodes.named(HOST))
+    scene.dead_hosts.update(process.pid for process in hosts)
     return True
 
 
@@ -126,12 +126,13 @@ def _kill_writer(scene: Scene, fault: Fault) -> bool:
     """Between file and commit, a moment of milliseconds: the folder is looked at every millisecond."""
     assert scene.driver is not None, "a job runs"
     victim = _picked(scene.nodes.named(RUNNER), fault) if fault.pick % 2 else None
+    hosts = scene.nodes.named(HOST)  # before: looking takes longer than that moment
     before, deadline = _files(scene.episodes), time.monotonic() + WRITER_SECONDS
     while time.monotonic() < deadline and scene.driver.poll() is None:
         if not _files(scene.episodes) - before:
             time.sleep(0.001)
         elif victim is None:
-            return _kill_driver(scene)
+            return _kill_driver(scene, hosts)
         else:
             return _kill(victim)
     return False

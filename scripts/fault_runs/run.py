@@ -256,6 +256,7 @@ def totals(outcomes: list[Outcome]) -> dict[str, object]:
         "starts": sum(len(outcome.exits) for outcome in outcomes),
         "faults": dict(sorted(kinds.items())),
         "faults_missed": dict(sorted(missed.items())),
+        "rows_wanted": sum(outcome.plan.rows for outcome in outcomes),
         "rows": sum(outcome.rows for outcome in outcomes),
         "rows_retried": sum(outcome.retried for outcome in outcomes),
         "rows_failed": sum(outcome.failed for outcome in outcomes),
