@@ -75,7 +75,7 @@ def strike(scene: Scene, fault: Fault) -> bool:
         case "writer":
             return _kill_writer(scene, fault)
         case "node":
-            return _kill_node(scene, 1 + fault.pick % scene.nodes.workers)
+            return _kill_node(scene, fault)
         case "ctrl-c":
             return _interrupt(scene)
         case "disk":
@@ -114,8 +114,14 @@ def _kill_driver(scene: Scene, hosts: Sequence[psutil.Process]) -> bool:
     return True
 
 
-def _kill_node(scene: Scene, number: int) -> bool:
-    processes = family(scene.nodes.running[number].pid)
+def _kill_node(scene: Scene, fault: Fault) -> bool:
+    """One of those that hold something of the job."""
+    families = {number: family(process.pid) for number, process in scene.nodes.running.items()}
+    held = [number for number, below in families.items() if any(title(process).startswith(ACTORS) for process in below)]
+    if not held:
+        return False
+    number = held[fault.pick % len(held)]
+    processes = families[number]
     scene.dead_hosts.update(process.pid for process in processes if title(process).startswith(HOST))
     scene.nodes.kill(number)
     scene.later.append((time.monotonic() + MEND_SECONDS, scene.nodes.mend))

@@ -26,6 +26,8 @@ SILENT_SECONDS = 4.0
 """scheduler.silent_seconds of the jobs: stopped processes are to be given up soon."""
 STOPPED_SECONDS = SILENT_SECONDS + 9.0
 """How long a process is stopped: a trip's hold of 5 s comes on top of the silence."""
+SHARE = 0.25
+"""CPUs of each of the six actors of a job: a node has one CPU, so they are spread over two."""
 GARBAGE_SHARE = 0.02
 LATE_SECONDS = 8.0
 """More than tool_seconds and what a call may be late on its way."""
@@ -34,7 +36,7 @@ START_SECONDS = 240.0
 GONE_SECONDS = 60.0
 """What Ray and Serve may take to end what a job has left."""
 MAX_STARTS = 8
-EXIT_DONE, EXIT_ERROR, EXIT_STOPPED, EXIT_KILLED = 0, 1, 75, -9
+EXIT_DONE, EXIT_ERROR, EXIT_STOPPED, EXIT_INTERRUPTED, EXIT_KILLED = 0, 1, 75, -2, -9
 _ENDS = {"ctrl-c": EXIT_STOPPED, "driver": EXIT_KILLED, "abandoned": EXIT_KILLED, "disk": EXIT_ERROR}
 
 
@@ -109,15 +111,17 @@ class FaultRun:
         plan = self._plan
         late = LATE_SECONDS if plan.has("late host") else 0.0
         options = {"path": str(self._diary), "count": plan.tasks, "target": plan.turns - 1, "late": late}
+        many = {"hosts": 2, "cpus_per_host": SHARE}
         limits = {"max_turns": 8, "turn_seconds": 30, "tool_seconds": 1, "verify_seconds": 10, "close_seconds": 5}
         model = {"engine": "scripted", "latency_seconds": 0.2, "latency_spread": 0.5, "turns": lines(plan.turns)}
         return {
             "run": {"dir": str(self._run), "samples_per_task": plan.samples, "limits": limits},
-            "resource": {"name": f"{Path(__file__).parent / 'world.py'}:Diary", "options": options, "hosts": 2},
-            "model": {**model, "replicas": 2, "cpus_per_replica": 0.1, "drain_seconds": 5},
+            "resource": {"name": f"{Path(__file__).parent / 'world.py'}:Diary", "options": options, **many},
+            "model": {**model, "replicas": 2, "cpus_per_replica": SHARE, "drain_seconds": 5},
             "scheduler": {
                 "in_flight": 12,
                 "runners": 2,
+                "cpus_per_runner": SHARE,
                 "max_attempts": ATTEMPTS,
                 "silent_seconds": SILENT_SECONDS,
             },
@@ -131,9 +135,9 @@ class FaultRun:
             status = self._see_through()
             self._outcome.exits.append(status)
             self._scene.do_due(all_of_it=True)
-            expected = _ENDS[self._ended_by] if self._ended_by else EXIT_DONE
-            if status not in (EXIT_DONE, expected):
-                self._wrong(f"start {len(self._outcome.exits)} ended with {status}, expected {expected}")
+            expected = (EXIT_DONE, *self._expected())
+            if status not in expected:
+                self._wrong(f"start {len(self._outcome.exits)} ended with {status}, expected one of {expected}")
                 return False
             if status == EXIT_DONE:
                 return True
@@ -141,6 +145,12 @@ class FaultRun:
                 self._wait_until_gone("after its driver was killed")
         self._wrong(f"not done after {MAX_STARTS} starts")
         return False
+
+    def _expected(self) -> tuple[int, ...]:
+        """Exit statuses the last fault may lead to. A Ctrl-C before there is a run has nothing to resume."""
+        if self._ended_by == "ctrl-c" and not (self._run / "run.yaml").exists():
+            return EXIT_ERROR, EXIT_INTERRUPTED
+        return (_ENDS[self._ended_by],) if self._ended_by else ()
 
     def _start(self) -> None:
         clear(self._scene.disk)
