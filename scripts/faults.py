@@ -16,6 +16,7 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -24,7 +25,7 @@ from queue import SimpleQueue
 
 import click
 from fault_runs.nodes import Nodes, cluster
-from fault_runs.plan import KINDS, plan
+from fault_runs.plan import KINDS, Plan, plan
 from fault_runs.run import FaultRun, Outcome, totals
 from rich.console import Console
 from rich.table import Table
@@ -45,12 +46,14 @@ def main(
     began = time.monotonic()
     kinds = [kind for kind in KINDS if kind in only or not only]
     folder = Path(tempfile.mkdtemp(prefix="ro-", dir="/tmp"))  # short: Ray puts sockets into it
+    series = _Series(runs, kinds, keep or folder.with_name(f"{folder.name}-kept"), keep_all=keep is not None)
     try:
-        series = _Series(runs, kinds, keep or folder.with_name(f"{folder.name}-kept"), keep_all=keep is not None)
-        outcomes = series.play(seed, jobs, workers, folder)
+        series.play(seed, jobs, workers, folder)
+    except KeyboardInterrupt:
+        click.echo("stopped; this is what was played", err=True)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    figures = {**totals(outcomes), "wall_seconds": round(time.monotonic() - began, 1)}
+    figures = {**totals(series.outcomes), "wall_seconds": round(time.monotonic() - began, 1)}
     if as_json:
         click.echo(json.dumps(figures))
     else:
@@ -66,42 +69,52 @@ class _Series:
         self._kinds = kinds
         self._kept = kept
         self._keep_all = keep_all
-        self._done = 0
+        self.outcomes: list[Outcome] = []
         self._began = time.monotonic()
         self._printing = threading.Lock()
 
-    def play(self, seed: int, jobs: int, workers: int, folder: Path) -> list[Outcome]:
-        """Plays the runs, `jobs` at once."""
+    def play(self, seed: int, jobs: int, workers: int, folder: Path) -> None:
+        """Plays the runs, `jobs` at once. A Ctrl-C lets those at work end."""
         with ExitStack() as clusters, ThreadPoolExecutor(jobs) as threads:
             free: SimpleQueue[Nodes] = SimpleQueue()
             for number in range(jobs):
                 (home := folder / f"ray-{number}").mkdir()
                 free.put(clusters.enter_context(cluster(home, workers)))
             self._began = time.monotonic()
-            return list(threads.map(lambda seed: self._one(seed, free, folder), range(seed, seed + self._runs)))
+            for _ in threads.map(lambda seed: self._one(seed, free, folder), range(seed, seed + self._runs)):
+                pass  # raises what a run raised
 
-    def _one(self, seed: int, free: SimpleQueue[Nodes], folder: Path) -> Outcome:
+    def _one(self, seed: int, free: SimpleQueue[Nodes], folder: Path) -> None:
         planned, own = plan(seed, self._kinds), folder / f"run-{seed}"
         nodes = free.get()
         try:
-            outcome = FaultRun(planned, nodes, own).play()
+            outcome = self._played(planned, nodes, own)
         finally:
             free.put(nodes)
         with self._printing:
-            self._done += 1
+            self.outcomes.append(outcome)
             self._tell(outcome)
         if outcome.violations or self._keep_all:
             shutil.copytree(own, self._kept / own.name, dirs_exist_ok=True)
         shutil.rmtree(own, ignore_errors=True)
+
+    def _played(self, planned: Plan, nodes: Nodes, own: Path) -> Outcome:
+        try:
+            outcome = FaultRun(planned, nodes, own).play()
+        except Exception:  # of this script: the next run is to be played all the same
+            outcome = Outcome(planned, violations=[f"the fault driver itself: {traceback.format_exc()}"])
+        if outcome.violations:
+            nodes.renew()  # whatever is wrong with it is not to spoil the next run
         return outcome
 
     def _tell(self, outcome: Outcome) -> None:
-        left = (time.monotonic() - self._began) / self._done * (self._runs - self._done)
+        done = len(self.outcomes)
+        left = (time.monotonic() - self._began) / done * (self._runs - done)
         for line in _lines(outcome):
             click.echo(line, err=True)
         if outcome.violations:
             click.echo(f"  kept in {self._kept / f'run-{outcome.plan.seed}'}", err=True)
-        click.echo(f"  {self._done} of {self._runs} runs, about {left / 60:.0f} min left", err=True)
+        click.echo(f"  {done} of {self._runs} runs, about {left / 60:.0f} min left", err=True)
 
 
 def _lines(outcome: Outcome) -> Iterator[str]:

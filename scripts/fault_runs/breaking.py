@@ -159,7 +159,7 @@ def _interrupt(scene: Scene) -> bool:
 
 
 def _stop(scene: Scene, process: psutil.Process | None) -> bool:
-    if process is None:
+    if process is None or not process.is_running():
         return False
     process.suspend()
     scene.later.append((time.monotonic() + scene.pause, lambda: _go_on(process)))

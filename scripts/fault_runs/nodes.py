@@ -115,6 +115,11 @@ class Nodes:
             if process is not None:
                 process.wait()
 
+    def renew(self) -> None:
+        """Ends all of it and starts it again."""
+        self.stop()
+        self.start_head()
+
     def _start(self, number: int, arguments: list[str]) -> subprocess.Popen[bytes]:
         ray = str(Path(sys.executable).parent / "ray")
         own = [f"--node-ip-address=127.0.0.{number + 1}", f"--dashboard-agent-listen-port={_free_ports(1)[0]}"]
