@@ -17,6 +17,8 @@ import psutil
 
 PATIENCE = 120.0
 """Seconds a part of the cluster may take to come up."""
+STARTS = 3
+"""Tries a node gets to come up."""
 ROOT = Path(__file__).parent.parent.parent
 _HEALTH = {"RAY_health_check_period_ms": "1000", "RAY_health_check_failure_threshold": "3"}
 """A node that dies is noticed after seconds; Ray's own 15 s would be most of a run."""
@@ -121,6 +123,13 @@ class Nodes:
         self.start_head()
 
     def _start(self, number: int, arguments: list[str]) -> subprocess.Popen[bytes]:
+        """Tries again: on a busy machine Ray gives its own parts up after half a minute."""
+        for _ in range(STARTS - 1):
+            with suppress(RuntimeError):
+                return self._start_once(number, arguments)
+        return self._start_once(number, arguments)
+
+    def _start_once(self, number: int, arguments: list[str]) -> subprocess.Popen[bytes]:
         ray = str(Path(sys.executable).parent / "ray")
         own = [f"--node-ip-address=127.0.0.{number + 1}", f"--dashboard-agent-listen-port={_free_ports(1)[0]}"]
         own += ["--object-store-memory=80000000", "--disable-usage-stats", "--block"]
