@@ -234,6 +234,7 @@ def _player(config: JobConfig, runners: list[Any], table: str, run_id: str, coun
         names=Names.of(config),
         total=None,
         start_seconds=START_SECONDS,
+        silent_seconds=config.scheduler.silent_seconds,
     )
 
 

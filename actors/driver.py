@@ -17,7 +17,6 @@ from uuid import uuid4
 
 from ray.exceptions import RayTaskError
 
-from actors.courier import SILENT_SECONDS
 from actors.keeper import Keeper
 from actors.metrics import EXPORT_SECONDS
 from actors.runner import Report, Written
@@ -61,6 +60,7 @@ class Driver:
     names: Names
     total: int | None
     start_seconds: float
+    silent_seconds: float
     export: Callable[[Iterable[Sample]], None] | None = None
     """Takes the run's metrics every few seconds."""
     watch: Watch = field(default_factory=Watch)
@@ -135,7 +135,7 @@ class Driver:
         while not self._over:
             working = runner.work.remote(replace(self._orders(name, full), settled=tuple(settled)))
             settled = await self._keep(name, files)  # while the runner works: free slots must not wait for the disk
-            async with boundary(FailureKind.LOST, name, HOLD_SECONDS + SILENT_SECONDS):
+            async with boundary(FailureKind.LOST, name, HOLD_SECONDS + self.silent_seconds):
                 with HERE.on("report", name, strict=True):
                     report = await _answer(working)
             files, full = self._absorb(name, report), report.full

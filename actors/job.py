@@ -28,6 +28,7 @@ from rollout.pacing import Pace
 from rollout.resource import Resource
 from rollout.run_folder import Run, check_folder, create_or_resume, locked, take_back
 from rollout.scheduling import Scheduler
+from rollout.storage import is_remote
 from rollout.tally import Tally
 from rollout.watch import Bounds, Watchdog
 
@@ -83,9 +84,12 @@ async def _play(
         async with started(config, run.run_id, run.episodes, tell) as cluster:
             driver = _driver(config, cluster, scheduler, committer, live, total)
             drivers.append(driver)
-            if ended := await driver.run(config.scheduler.runners):
-                discard(run.turns)
-            return ended
+            complete = await driver.run(config.scheduler.runners)
+        if complete:
+            discard(run.turns)
+        if not is_remote(run.place):  # there another driver may be writing already: nothing locks it out
+            committer.discard_uncommitted()  # of runners that died; no process of the job is left to write
+        return complete
 
 
 def _scheduler(config: JobConfig, lanes: Sequence[Lane]) -> Scheduler:
@@ -108,6 +112,7 @@ def _driver(
         names=names,
         total=total,
         start_seconds=config.scheduler.start_seconds,
+        silent_seconds=config.scheduler.silent_seconds,
         export=RayExport(cluster.job.run_id, "+".join(names.resources.values())),
         watch=_watch(config, cluster),
     )
@@ -116,7 +121,7 @@ def _driver(
 def _watch(config: JobConfig, cluster: Cluster) -> Watch:
     patience, limits = config.scheduler, config.run.limits.value()
     bounds = Bounds.of(
-        limits, patience.max_attempts, patience.stuck_seconds, patience.silent_seconds, patience.start_seconds
+        limits, patience.max_attempts, patience.stuck_seconds, 2 * patience.silent_seconds, patience.start_seconds
     )
     return Watch(Watchdog(bounds, time.monotonic(), cluster.mender.parts), cluster.mender.mend)
 

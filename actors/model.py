@@ -25,6 +25,7 @@ from ray.serve.schema import ApplicationStatus, LoggingConfig
 
 from actors.courier import Mailbox
 from actors.engine import EngineFactory, GenerateReply, GenerateRequest, ScriptedEngine, pack_ids
+from actors.orphans import Orphanage, this_driver
 from actors.placement import Ask, node_totals, shortfall
 from rollout.config import JobConfig, OpenAIConfig, ReplicatedConfig, ScriptedConfig, VllmConfig
 from rollout.errors import RolloutError, Unavailable, UserError
@@ -129,7 +130,15 @@ class ModelReplica:
 
 
 class _Deployed(ModelReplica):
-    """As Serve ends it: by awaiting its destructor."""
+    """As Serve keeps it: it ends with its driver, and Serve ends it by awaiting its destructor."""
+
+    def __init__(self, new_engine: EngineFactory, max_in_flight: int, drain_seconds: float, driver: str) -> None:
+        super().__init__(new_engine, max_in_flight, drain_seconds)
+        self._orphanage = Orphanage(driver)
+
+    async def check_health(self) -> None:
+        await super().check_health()
+        await self._orphanage.look()
 
     async def __del__(self) -> None:
         if hasattr(self, "_engine"):  # Serve also does so when the constructor raised
@@ -160,7 +169,7 @@ def model_app(
         **Ask.of(config).options(nodes or []),
     }
     deployment = serve.deployment(_Deployed, **options)
-    return deployment.bind(engine_factory, config.max_in_flight, config.drain_seconds)
+    return deployment.bind(engine_factory, config.max_in_flight, config.drain_seconds, this_driver())
 
 
 def engine_factory(config: JobConfig) -> EngineFactory:

@@ -11,7 +11,7 @@ import zlib
 from array import array
 from typing import Any, cast
 
-from actors.courier import Courier
+from actors.courier import SILENT_SECONDS, Courier
 from actors.engine import GenerateReply, GenerateRequest, pack_ids
 from actors.mend import slot_part
 from rollout.errors import ResourceDown, Unavailable
@@ -26,11 +26,12 @@ BACKOFF_SECONDS = (0.1, 0.5, 2.0)
 class ServedPolicy:
     """A Policy over the handle of a model's deployment, spread over `slots` replicas by session."""
 
-    def __init__(self, handle: Any, slots: int) -> None:
+    def __init__(self, handle: Any, slots: int, silent_seconds: float = SILENT_SECONDS) -> None:
         exchanges = [handle.options(session_id=str(slot)).exchange.remote for slot in range(slots)]
         parts = [slot_part(slot) for slot in range(slots)]
         self._couriers = [
-            Courier(HERE.heard_by(part, exchange), part) for part, exchange in zip(parts, exchanges, strict=True)
+            Courier(HERE.heard_by(part, exchange), part, silent_seconds=silent_seconds)
+            for part, exchange in zip(parts, exchanges, strict=True)
         ]
 
     async def complete(self, prompt: Prompt) -> Completion:

@@ -19,7 +19,7 @@ from rollout.load import HostLoad, Load
 from rollout.openai_policy import OpenAIPolicy
 from rollout.protocols import Ledger, Policy
 from rollout.segments import Parser, hermes
-from rollout.template import ChatTemplate, context_length, load_template, resolve_model
+from rollout.template import ChatTemplate, context_length, load_template, resolve_model, vocabulary_size
 from rollout.tokens import MessageLedger, TokenLedger
 from rollout.waits import HERE
 
@@ -89,7 +89,8 @@ async def build_settings(job: Job, owner: str) -> dict[str, Setting]:
 def _setting(job: Job, name: str, owner: str, policy: Policy, new_ledger: Callable[[], Ledger]) -> Setting:
     config, hosts = job.config, job.hosts[name]
     parts = [(host_part(number), host.exchange.remote) for number, host in enumerate(hosts.handles, hosts.first)]
-    couriers = [Courier(HERE.heard_by(part, exchange), part) for part, exchange in parts]
+    silent = config.scheduler.silent_seconds
+    couriers = [Courier(HERE.heard_by(part, exchange), part, silent_seconds=silent) for part, exchange in parts]
     return Setting(
         agent=config.agent.value(config.model.sampling.value()),
         policy=policy,
@@ -100,6 +101,7 @@ def _setting(job: Job, name: str, owner: str, policy: Policy, new_ledger: Callab
         model=job.names.model,
         context=context_of(config),
         restores=hosts.offer.restores,
+        vocabulary=_vocabulary(config),
     )
 
 
@@ -152,6 +154,12 @@ def context_of(config: JobConfig) -> int | None:
     return limit or context_length(resolve_model(model.path))
 
 
+def _vocabulary(config: JobConfig) -> int | None:
+    model = config.model
+    folder = model.tokenizer if isinstance(model, OpenAIConfig) else model.path
+    return vocabulary_size(resolve_model(folder)) if folder else None
+
+
 def template_of(config: ReplicatedConfig | OpenAIConfig) -> ChatTemplate | None:
     """The model's chat template; None for an endpoint that renders messages itself."""
     if isinstance(config, OpenAIConfig):
@@ -166,7 +174,7 @@ def _policy(job: Job) -> tuple[Policy, Callable[[], Ledger]]:
     new_ledger = MessageLedger if template is None else partial(TokenLedger, template, _parser(job.config, template))
     if isinstance(model, OpenAIConfig):
         return OpenAIPolicy(model), new_ledger
-    return ServedPolicy(job.model, model.replicas), new_ledger
+    return ServedPolicy(job.model, model.replicas, job.config.scheduler.silent_seconds), new_ledger
 
 
 def _parser(config: JobConfig, template: ChatTemplate) -> Parser:

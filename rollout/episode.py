@@ -26,6 +26,7 @@ from rollout.lifetime import opened
 from rollout.protocols import Ledger, Policy, Recorded, Seeded, Session, Sessions
 from rollout.restoring import Diverged, Record
 from rollout.saved import Saved
+from rollout.soundness import check_completion
 from rollout.tool_use import TRANSPORT_SECONDS, unanswered, use_tools
 from rollout.trajectory import (
     Agent,
@@ -69,6 +70,8 @@ class Setting:
     """How the resource's sessions are restored."""
     keep: Callable[[str, int, Saved], None] | None = None
     """Takes finished turns, by episode and number, as they come; None keeps none."""
+    vocabulary: int | None = None
+    """Token ids the model has; None when nobody knows."""
 
 
 async def run_episode(
@@ -200,6 +203,7 @@ class _Episode:
         try:
             async with boundary(FailureKind.MODEL, self.setting.model, prompt.seconds):
                 completion = await self.setting.policy.complete(prompt)
+                check_completion(prompt, completion, self.setting.vocabulary)
         except BoundaryError as error:
             if isinstance(error.__cause__, ContextExceeded):
                 return StopReason.CONTEXT

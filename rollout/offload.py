@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import multiprocessing
 from collections.abc import Callable
+from concurrent.futures.process import BrokenProcessPool
 from functools import lru_cache
 from typing import Any, cast
 
@@ -26,6 +27,14 @@ def _pool() -> ProcessPool:
     CONSTS.term_timeout = 0.2  # the whole pool waits this long for a process that C code keeps from hearing SIGTERM
     context = cast(Any, multiprocessing.get_context("spawn"))  # pebble's annotation leaves spawn contexts out
     return ProcessPool(max_workers=_Settings.workers, max_tasks=1000, context=context)
+
+
+def _working_pool() -> ProcessPool:
+    """The pool; a new one when it broke, which it does when an idle process of it is killed, by the kernel say."""
+    if not (pool := _pool()).active:
+        _pool.cache_clear()
+        pool.stop()
+    return _pool()
 
 
 class _Settings:
@@ -49,13 +58,13 @@ async def offload(function: Callable[..., Any], *arguments: Any, seconds: float)
     The deadline of `seconds` runs from when a process takes the work, so a long queue kills nobody. Raises
     OffloadTimeout at the deadline, ResourceDown if the process died, and whatever the function raised.
     """
-    future = _pool().schedule(function, args=list(arguments), timeout=seconds)
+    future = _working_pool().schedule(function, args=list(arguments), timeout=seconds)
     _Settings.pending += 1
     try:
         return await asyncio.wrap_future(future)
     except TimeoutError:
         raise OffloadTimeout(f"{getattr(function, '__name__', 'work')} ran longer than {seconds:g} s") from None
-    except ProcessExpired as error:
+    except (ProcessExpired, BrokenProcessPool) as error:
         raise ResourceDown(f"the process running {getattr(function, '__name__', 'work')} died: {error}") from error
     finally:
         _Settings.pending -= 1

@@ -240,8 +240,9 @@ class SchedulerConfig(Section):
     """Tries a sample gets when something outside the policy breaks, after a pause that doubles from 1 s up to 60 s."""
     start_seconds: PositiveFloat = 120.0
     """How long the cluster may take to give what the job asks for."""
-    silent_seconds: PositiveFloat = 60.0
-    """A host or replica that gives no sign of life for so long is replaced."""
+    silent_seconds: PositiveFloat = 30.0
+    """How long a runner, host or replica may owe a sign of life before what it was asked is given up; a host or replica
+    is replaced after twice as long."""
     stuck_seconds: PositiveFloat | None = None
     """The run stops, to be resumed, when no turn and no episode has ended well for so long; the longest limit of a
     single call times max_attempts + 1 when not given."""

@@ -183,9 +183,17 @@ def resolve_model(path: str) -> Path:
 
 def context_length(folder: Path) -> int | None:
     """Positions the model reaches, from its config.json; None when it does not say."""
+    return _size(folder, "max_position_embeddings")
+
+
+def vocabulary_size(folder: Path) -> int | None:
+    """Token ids the model can sample, which may be more than its tokenizer has; None when config.json does not say."""
+    return _size(folder, "vocab_size")
+
+
+def _size(folder: Path, key: str) -> int | None:
     config = _json(folder / "config.json")
-    inner = config.get("text_config", config)
-    value = inner.get("max_position_embeddings")
+    value = config.get("text_config", config).get(key)
     return value if isinstance(value, int) else None
 
 

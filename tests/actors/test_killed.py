@@ -96,8 +96,7 @@ def test_a_killed_actor_costs_a_retry_at_most(jobs: Jobs, head: Head, title: str
 
 def test_a_runner_that_wakes_after_it_was_given_up_adds_no_row(jobs: Jobs, head: Head) -> None:
     path, lines = diary(jobs)
-    impatient = "import actors.driver; actors.driver.SILENT_SECONDS = 2; import rollout.cli; rollout.cli.main()"
-    run = jobs.start("run", *lines, *scripted(60), "scheduler.runners=2", program=("-c", impatient))
+    run = jobs.start("run", *lines, *scripted(60), "scheduler.runners=2", "scheduler.silent_seconds=2")
     run.until_rows(5)
     frozen = head.workers("ray::EpisodeRunner")[0]
     frozen.suspend()

@@ -175,6 +175,17 @@ async def test_invariant_2_a_completion_the_engine_aborted_is_no_turn() -> None:
     assert (played.failure is not None and played.failure.where, played.reward, played.turns) == ("replica-3", None, ())
 
 
+class Babbling:
+    async def complete(self, prompt: Prompt) -> Completion:
+        return completion([2**31 - 1])
+
+
+async def test_invariant_2_a_completion_no_engine_can_have_sampled_is_no_turn() -> None:
+    played = await run_episode(lease(), setting(Babbling(), vocabulary=377))
+    assert played.failure is not None
+    assert (played.failure.kind, played.reward, played.turns) == (FailureKind.MODEL, None, ())
+
+
 @pytest.mark.parametrize("verb", ["seed", "call", "verify"])
 @pytest.mark.parametrize("fault", [raising(ResourceDown("gone")), raising(AssertionError("foreign"))])
 async def test_invariant_2_a_resource_that_breaks_fails_the_episode_without_a_reward(verb: str, fault: Fault) -> None:

@@ -1,6 +1,7 @@
 import asyncio
 import operator
 import os
+import signal
 import time
 from collections.abc import Iterator
 from itertools import repeat
@@ -38,6 +39,15 @@ async def test_a_process_that_dies_is_the_resources_failure_and_the_pool_goes_on
     with pytest.raises(ResourceDown, match="_exit died"):
         await offload.offload(os._exit, 3, seconds=SOON)
     assert await offload.offload(operator.add, 2, 3, seconds=SOON) == 5
+
+
+async def test_a_process_that_is_killed_while_it_waits_costs_nothing_that_comes_later() -> None:
+    for _ in range(3):
+        os.kill(await offload.offload(os.getpid, seconds=SOON), signal.SIGKILL)
+        works = [offload.offload(operator.add, 2, 3, seconds=SOON) for _ in range(5)]
+        ends = await asyncio.gather(*works, return_exceptions=True)
+        assert all(end == 5 or isinstance(end, ResourceDown) for end in ends), ends
+        assert await offload.offload(operator.add, 2, 3, seconds=SOON) == 5
 
 
 async def test_what_the_function_raises_is_raised() -> None:
