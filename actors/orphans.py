@@ -7,7 +7,6 @@ nobody resumes the run. Ray knows a driver as gone when its process has ended or
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 import time
@@ -18,8 +17,12 @@ from ray._raylet import GcsClient  # pyright: ignore[reportAttributeAccessIssue]
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 
+from rollout.thread import threaded
+
 LOOK_SECONDS = 20.0
 """How often a replica looks after its driver. One small question to the cluster's head."""
+ASK_SECONDS = 10.0
+"""What Ray may take to answer."""
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +53,8 @@ class Orphanage:
         if time.monotonic() - self._looked < LOOK_SECONDS:
             return
         self._looked = time.monotonic()
-        await asyncio.to_thread(self._look)
+        with contextlib.suppress(TimeoutError):  # the head is stuck: the next look asks again
+            await threaded(self._look, ASK_SECONDS, "Ray's job table")
 
     def _look(self) -> None:
         with contextlib.suppress(RayError, RayServeException):  # the head is busy: the next look asks again
