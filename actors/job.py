@@ -121,7 +121,7 @@ def _driver(
 def _watch(config: JobConfig, cluster: Cluster) -> Watch:
     patience, limits = config.scheduler, config.run.limits.value()
     bounds = Bounds.of(
-        limits, patience.max_attempts, patience.stuck_seconds, 2 * patience.silent_seconds, patience.start_seconds
+        limits, patience.max_attempts, patience.stuck_seconds, patience.silent_seconds, patience.start_seconds
     )
     return Watch(Watchdog(bounds, time.monotonic(), cluster.mender.parts), cluster.mender.mend)
 

@@ -106,17 +106,16 @@ class EpisodeRunner:
 
         With a name, which no other runner of the run has or had, it keeps the turns it plays from now on.
         """
-        if self._settings:
-            return
-        open_many_files()
-        settings = await build_settings(self._job, _own_name())
-        if name is not None and self._job.turns is not None and any(one.restores for one in settings.values()):
+        if not self._settings:
+            open_many_files()
+            self._settings = await build_settings(self._job, _own_name())
+            if isinstance(model := self._job.config.model, OpenAIConfig):
+                self._endpoint = EndpointLoad(model)
+            collect_rarely()
+        restored = any(setting.restores for setting in self._settings.values())
+        if name is not None and self._job.turns is not None and restored:
             self._journal = journal = Journal(self._job.turns, name)
-            settings = {key: replace(one, keep=journal.add) for key, one in settings.items()}
-        if isinstance(model := self._job.config.model, OpenAIConfig):
-            self._endpoint = EndpointLoad(model)
-        self._settings = settings
-        collect_rarely()
+            self._settings = {key: replace(one, keep=journal.add) for key, one in self._settings.items()}
 
     async def work(self, orders: Orders) -> Report:
         """Does as it is told; reports what ended, after at most `orders.hold` seconds of nothing."""

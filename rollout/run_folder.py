@@ -104,7 +104,7 @@ def check_folder(place: Place, resume: bool) -> None:
 
     Raises UserError when it holds a run or anything else and is to hold a new one, or has none to resume.
     """
-    if not is_remote(place) and Path(place).is_file():
+    if not is_remote(place) and Path(place).exists() and not Path(place).is_dir():
         raise UserError(f"run.dir: {place}: is a file, expected a folder")
     try:
         names = folder(place).names()

@@ -44,9 +44,10 @@ class Bounds:
     @staticmethod
     def of(limits: Limits, attempts: int, stuck: float | None, silent: float, again: float) -> Bounds:
         """Where `stuck` is not given it is longer than one sample can hold a run up with all its attempts: so long as
-        a resumed run begins with that sample it writes its row, and every run comes further than the one before."""
+        a resumed run begins with that sample it writes its row, and every run comes further than the one before. After
+        `silent` what a part was asked is given up elsewhere; it is replaced after twice as long."""
         longest = max(limits.turn_seconds, limits.tool_seconds, limits.seed_seconds, limits.verify_seconds)
-        return Bounds(stuck or (attempts + 1) * longest, silent, again, min(NAME_SECONDS, silent))
+        return Bounds(stuck or (attempts + 1) * longest, 2 * silent, again, min(NAME_SECONDS, silent))
 
 
 @dataclass(frozen=True, slots=True)

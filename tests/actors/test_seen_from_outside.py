@@ -52,7 +52,8 @@ def _scraped(head: Head, told: list[Row]) -> Found | None:
         families = text_string_to_metric_families(answer.read().decode())
         samples = [sample for family in families for sample in family.samples]
     found = Found([sample for sample in samples if sample.labels.get("run") == told[0]["run_id"]])
-    return found if found.total("committed_rows_total") == len(told) else None
+    ended = found.total("latency_seconds_bucket_total", cause="episode", le="+Inf")  # it may come in parts
+    return found if found.total("committed_rows_total") == ended == len(told) else None
 
 
 def _assert_counts(found: Found, told: list[Row]) -> None:

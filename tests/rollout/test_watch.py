@@ -136,7 +136,7 @@ def test_by_default_a_run_outlasts_all_attempts_of_a_sample() -> None:
     limits = LimitsConfig().value()
     bounds = Bounds.of(limits, attempts=3, stuck=None, silent=60, again=120)
     assert bounds.stuck == 1200 > 3 * limits.turn_seconds
-    assert Bounds.of(limits, 3, stuck=7, silent=4, again=120) == Bounds(7, 4, 120, name=4)
+    assert Bounds.of(limits, 3, stuck=7, silent=4, again=120) == Bounds(7, 8, 120, name=4)
 
 
 _ages = st.floats(0, BOUNDS.name, exclude_max=True)
