@@ -46,6 +46,11 @@ def linger(letters: int) -> float:
     return min(MOST_LINGER, max(LEAST_LINGER, LINGER_EACH * letters))
 
 
+HAND_OUT = 64
+"""Answers of one trip that are handed out before those who got them may go on: what they ask next travels while the
+rest is handed out, so that of a thousand answers at once no process waits for all."""
+
+
 class Lost(Unavailable):
     """The answer will not come: the actor died, was replaced or does not answer."""
 
@@ -273,8 +278,7 @@ class Courier:
         for number, _ in letters:
             if (letter := self._letters.get(number)) is not None:
                 letter.holder = epoch
-        for number, ok, answer in finished:
-            self._settle(number, ok, answer)
+        taken = [(self._letters.pop(number, None), ok, answer) for number, ok, answer in finished]
         if epoch != self._epoch:
             self._epoch = epoch
             replaced = [number for number, letter in self._letters.items() if letter.holder not in (None, epoch)]
@@ -282,6 +286,11 @@ class Courier:
                 self._lose(number, "it was replaced")
         if self._holding and not self._lingering and max(self._out, default=-1) < trip:  # no younger trip is held
             self._start(self._travel())
+        for count, (letter, ok, answer) in enumerate(taken, start=1):
+            if letter is not None:
+                self._settle(letter, ok, answer)
+            if count % HAND_OUT == 0:
+                await asyncio.sleep(0)
 
     def _lose_trip(self, carried: set[int], error: BaseException) -> None:
         """A trip that fails may have had answers on board to any letter the mailbox held."""
@@ -295,9 +304,8 @@ class Courier:
         if letter.answer is not None and not letter.answer.done():
             letter.answer.set_exception(Lost(f"{self._where}: {why}"))
 
-    def _settle(self, number: int, ok: bool, answer: bytes) -> None:
-        letter = self._letters.pop(number, None)
-        if letter is None or letter.answer is None:
+    def _settle(self, letter: _Letter, ok: bool, answer: bytes) -> None:
+        if letter.answer is None:
             return
         try:
             value = pickle.loads(answer)
