@@ -22,7 +22,8 @@ from rollout.rows import SCHEMA
 from rollout.storage import folder
 
 ROW_GROUP_BYTES = 16 << 20
-"""Compressed: large enough to read fast, small enough that a reader of one group needs no gigabyte."""
+"""Of a row group in memory, not in the file: large enough to read fast, small enough for reader and driver,
+however well the rows compress."""
 _FIRST_LEVEL = 16
 """Files are merged up to this fraction of the largest size first: only so much is rewritten again and again."""
 _BATCH_ROWS = 256
@@ -51,16 +52,17 @@ def merge(table: str, files: Sequence[RowFile], go_on: Callable[[], bool] = lamb
     one is damaged; whatever comes of it, no partial file stays behind.
     """
     name, here = f"part-{uuid4().hex}.parquet", folder(table)
-    rows, size = sum(file.rows for file in files), sum(file.size for file in files)
-    group = max(1, min(rows, rows * ROW_GROUP_BYTES // max(size, 1)))
+    rows = sum(file.rows for file in files)
     try:
         with here.write(name) as file:
             with _parquet.ParquetWriter(file, SCHEMA, compression="zstd") as writer:
-                for chunk in _groups(_batches(here, files, go_on), group):
-                    writer.write_table(chunk, row_group_size=group)
+                for group in _groups(_batches(here, files, go_on)):
+                    writer.write_table(group, row_group_size=group.num_rows)
             size = file.tell()
     except _Stopped:
         return None
+    finally:
+        pyarrow.default_memory_pool().release_unused()  # the driver's memory follows what is in flight
     return RowFile(name, size, rows)
 
 
@@ -99,14 +101,15 @@ def _batches(here: Any, files: Sequence[RowFile], go_on: Callable[[], bool]) -> 
                 yield batch
 
 
-def _groups(batches: Iterator[Any], rows: int) -> Iterator[Table]:
+def _groups(batches: Iterator[Any]) -> Iterator[Any]:
     """Batches gathered to row groups: a group that ended where a file did would be as small as the file."""
     waiting: list[Any] = []
+    held = 0
     for batch in batches:
         waiting.append(batch)
-        if sum(entry.num_rows for entry in waiting) >= rows:
-            table = cast(Any, Table).from_batches(waiting)
-            yield table.slice(0, rows)
-            waiting = table.slice(rows).to_batches()
+        held += batch.nbytes
+        if held >= ROW_GROUP_BYTES:
+            yield cast(Any, Table).from_batches(waiting)
+            waiting, held = [], 0
     if waiting:
         yield cast(Any, Table).from_batches(waiting)

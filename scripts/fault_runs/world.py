@@ -17,6 +17,7 @@ from uuid import uuid4
 
 from actors.engine import EngineFactory, GenerateReply, GenerateRequest
 from resources.counter import Count, Counter
+from rollout.load import Load
 from rollout.offload import offload
 from rollout.resource import tool
 from rollout.trajectory import FinishReason, Score, Task, Transcript
@@ -108,6 +109,9 @@ class Garbage:
         if not request.session_id or draw.random() >= self._share:  # the warm-up has no session
             return reply
         return await _spoilt(reply, draw.choice(GARBAGE), request)
+
+    def load(self) -> Load:
+        return self._inner.load()
 
     async def check_health(self) -> None:
         await self._inner.check_health()

@@ -93,7 +93,8 @@ def test_row_groups_do_not_end_where_the_small_files_ended(
     committer: Committer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = [file(committer, *[(task, sample) for sample in range(10)]) for task in range(6)]
-    monkeypatch.setattr("rollout.compaction.ROW_GROUP_BYTES", sum(entry.size for entry in made) // 3)
+    batches = pq.ParquetFile(tmp_path / "episodes" / made[0].path).iter_batches()
+    monkeypatch.setattr("rollout.compaction.ROW_GROUP_BYTES", 2 * sum(batch.nbytes for batch in batches) - 10)
     merged = merge(committer.folder, made)
     assert merged is not None
     metadata = pq.ParquetFile(tmp_path / "episodes" / merged.path).metadata
