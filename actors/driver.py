@@ -11,6 +11,7 @@ import itertools
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 from uuid import uuid4
@@ -75,6 +76,8 @@ class Driver:
     _kept: int = 0
     """Files that were committed."""
     _fatal: RolloutError | None = None
+    _played: asyncio.Event = field(default_factory=asyncio.Event)
+    """No runner is used any more."""
 
     async def run(self, runners: int) -> bool:
         """Plays everything there is; True when all is done, False when it was interrupted with work left.
@@ -83,10 +86,14 @@ class Driver:
         are committed in every case.
         """
         async with asyncio.TaskGroup() as group:
-            for _ in range(runners):
-                group.create_task(self._keep_runner())
             group.create_task(self._show())
             group.create_task(self._tidy())
+            try:
+                async with asyncio.TaskGroup() as keepers:
+                    for _ in range(runners):
+                        keepers.create_task(self._keep_runner())
+            finally:
+                self._played.set()
         self.live.update(self.tally, 0, self.total, None, time.time())
         self._export()
         if self._fatal is not None:
@@ -193,6 +200,9 @@ class Driver:
         for written in held:
             self.scheduler.settle(name, written.episode_ids)
             self._kept += 1
+        if held and self.scheduler.finished:
+            for runner in self._runners.values():  # those that wait for something to happen wait for nothing
+                runner.wake.remote()
         return [episode_id for written in held for episode_id in written.episode_ids]
 
     async def _commit(self, files: list[RowFile]) -> None:
@@ -253,7 +263,7 @@ class Driver:
                 await self.keeper.tidy(lambda: not self._over)
             except RolloutError as error:
                 self._give_up(error)
-            await asyncio.sleep(HOLD_SECONDS)
+            await self._pause()
 
     async def _show(self) -> None:
         due = 0.0
@@ -266,7 +276,12 @@ class Driver:
             if time.monotonic() >= due:
                 due = time.monotonic() + EXPORT_SECONDS
                 self._export()
-            await asyncio.sleep(HOLD_SECONDS)
+            await self._pause()
+
+    async def _pause(self) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(HOLD_SECONDS):
+                await self._played.wait()
 
     def _export(self) -> None:
         if self.export is None:

@@ -146,6 +146,10 @@ class EpisodeRunner:
             report.sight, self._seen = HERE.sight(), now
         return report
 
+    async def wake(self) -> None:
+        """Lets `work` return now if it waits for something to tell."""
+        self._news.set()
+
     async def stop(self) -> Report:
         """Breaks off what is played (its sessions are closed), writes the rows of what has ended."""
         playing = list(self._playing.values())
