@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from deltalake.exceptions import DeltaError
 from pyarrow import ArrowException
 
-from rollout.compaction import due, merge
+from rollout.compaction import due, merge_apart
 from rollout.dataset import Committer, RowFile
 from rollout.errors import describe
 from rollout.sections import DatasetConfig
@@ -75,7 +75,7 @@ class Keeper:
         if not old:
             return
         self._unseen = None  # there may be more
-        new = await threaded(lambda: merge(self.committer.folder, old, go_on), DISK_SECONDS, "disk")
+        new = await threaded(lambda: merge_apart(self.committer.folder, old, go_on), DISK_SECONDS, "disk")
         if new is not None:
             async with self._lock:
                 await threaded(lambda: self.committer.replace(old, new), DISK_SECONDS, "disk")

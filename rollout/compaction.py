@@ -10,7 +10,13 @@ times at most and files keep the order of their commits.
 
 from __future__ import annotations
 
+import json
+import select
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import asdict
 from typing import Any, cast
 from uuid import uuid4
 
@@ -27,6 +33,9 @@ however well the rows compress."""
 _FIRST_LEVEL = 16
 """Files are merged up to this fraction of the largest size first: only so much is rewritten again and again."""
 _BATCH_ROWS = 256
+_LARGE_BYTES = 8 << 20
+"""A smaller merge takes less memory and time than a process of its own."""
+_LOOK_SECONDS = 0.2
 _parquet = cast(Any, pyarrow.parquet)
 """Its types are partial."""
 
@@ -64,6 +73,40 @@ def merge(table: str, files: Sequence[RowFile], go_on: Callable[[], bool] = lamb
     finally:
         pyarrow.default_memory_pool().release_unused()  # the driver's memory follows what is in flight
     return RowFile(name, size, rows)
+
+
+def merge_apart(
+    table: str, files: Sequence[RowFile], go_on: Callable[[], bool], large: int = _LARGE_BYTES
+) -> RowFile | None:
+    """`merge`, in a process of its own where the files have `large` bytes: what it takes of memory is gone with it.
+
+    Raises as `merge` does, and OSError with what the process said last when it ended otherwise.
+    """
+    if sum(file.size for file in files) < large:
+        return merge(table, files, go_on)
+    command, pipe = [sys.executable, "-m", "rollout.compaction"], subprocess.PIPE
+    with subprocess.Popen(command, text=True, stdin=pipe, stdout=pipe, stderr=pipe) as child:
+        assert child.stdin and child.stdout and child.stderr
+        child.stdin.write(json.dumps([table, [asdict(file) for file in files]]) + "\n")
+        child.stdin.flush()
+        while child.poll() is None:
+            if not go_on():
+                child.stdin.close()
+            with suppress(subprocess.TimeoutExpired):
+                child.wait(_LOOK_SECONDS)
+        said, complaint = child.stdout.read(), child.stderr.read()
+    if child.returncode:
+        raise OSError((complaint.strip().splitlines() or [f"a merge ended with {child.returncode}"])[-1])
+    made = json.loads(said)
+    return None if made is None else RowFile(**made)
+
+
+def _apart() -> None:
+    """The process of `merge_apart`: one line in, one out. It gives up when its input is closed, by a driver that stops
+    or by the end of a driver that was killed."""
+    table, files = json.loads(sys.stdin.readline())
+    made = merge(table, [RowFile(**file) for file in files], lambda: not select.select([sys.stdin], [], [], 0)[0])
+    print(json.dumps(None if made is None else asdict(made)))
 
 
 class _Stopped(Exception):
@@ -113,3 +156,7 @@ def _groups(batches: Iterator[Any]) -> Iterator[Any]:
             waiting, held = [], 0
     if waiting:
         yield cast(Any, Table).from_batches(waiting)
+
+
+if __name__ == "__main__":
+    _apart()

@@ -12,7 +12,7 @@ import pytest
 from deltalake import DeltaTable
 from test_dataset import file
 
-from rollout.compaction import due, merge
+from rollout.compaction import due, merge, merge_apart
 from rollout.dataset import Committer, Fenced, RowFile, open_table
 from rollout.rows import SCHEMA
 
@@ -156,6 +156,21 @@ def test_a_step_that_is_stopped_or_fails_leaves_nothing(committer: Committer, tm
     with pytest.raises(OSError, match="gone"):
         merge(committer.folder, [*committer.files(), RowFile("gone", 1, 1)])
     assert sorted(path.name for path in (tmp_path / "episodes").iterdir()) == before
+
+
+def test_a_large_merge_in_its_own_process_is_the_same(committer: Committer, tmp_path: Path) -> None:
+    for task in range(4):
+        committer.commit([file(committer, (task, 0))])
+    before = sorted(path.name for path in (tmp_path / "episodes").iterdir())
+    assert merge_apart(committer.folder, committer.files(), lambda: False, large=0) is None
+    with pytest.raises(OSError, match="gone"):
+        merge_apart(committer.folder, [*committer.files(), RowFile("gone", 1, 1)], lambda: True, large=0)
+    assert sorted(path.name for path in (tmp_path / "episodes").iterdir()) == before
+    old = committer.files()
+    merged = merge_apart(committer.folder, old, lambda: True, large=0)
+    assert merged is not None
+    committer.replace(old, merged)
+    assert tasks(tmp_path) == [0, 1, 2, 3]
 
 
 WRITER = """
