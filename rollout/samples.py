@@ -131,6 +131,13 @@ def left_out(samples: Any) -> LeftOut:
     return json.loads(metadata[_INFO])["left_out"] if _INFO in metadata else {}
 
 
+def also_left_out(samples: Any, found: LeftOut) -> Any:
+    """The table, which tells that a later step left out more."""
+    metadata: dict[bytes, bytes] = samples.schema.metadata or {}
+    info = json.loads(metadata.get(_INFO, b"{}")) | {"left_out": summed([left_out(samples), found])}
+    return samples.replace_schema_metadata(metadata | {_INFO: json.dumps(info)})
+
+
 def summed(parts: Iterable[LeftOut]) -> LeftOut:
     """What several tables left out together."""
     whole: LeftOut = {}
