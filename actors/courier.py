@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 import pickle
 import time
 from collections.abc import Awaitable, Callable, Coroutine
@@ -36,6 +37,8 @@ HOLD_SECONDS = 5.0
 """How long a trip with nothing to bring back is held."""
 SILENT_SECONDS = 30.0
 """A trip that is not back so long after its hold is lost; a client not seen for twice as long is forgotten."""
+
+log = logging.getLogger(__name__)
 
 Exchange = Callable[[str, bytes, float], Awaitable[bytes]]
 """(client, letters, hold seconds) -> answer: `Mailbox.exchange` behind some transport."""
@@ -77,11 +80,14 @@ class Mailbox:
         forget_seconds: float = HOLD_SECONDS + 2 * SILENT_SECONDS,
         status: Callable[[], Any] | None = None,
     ) -> None:
-        """`status` tells how the actor is; every trip takes that home, once a trip and not once a letter."""
+        """`status` tells how the actor is; every trip takes that home, once a trip and not once a letter. One that
+        raises tells nothing."""
         self._handler = handler
         self._status = status
         self._forget_seconds = forget_seconds
         self._clients: dict[str, _Client] = {}
+        self._untold = False
+        """True once `status` has raised: it is logged once, not every few milliseconds."""
 
     @property
     def running(self) -> int:
@@ -104,8 +110,18 @@ class Mailbox:
             if (running := client.running.get(number)) is not None:
                 running.cancel()
         await self._hold(client, client.trips, hold)
+        told = self._tell()
         finished, client.finished = client.finished, []
-        return pickle.dumps((client.epoch, finished, self._status() if self._status else None), protocol=5)
+        return pickle.dumps((client.epoch, finished, told), protocol=5)
+
+    def _tell(self) -> Any:
+        try:
+            return self._status() if self._status else None
+        except Exception:  # the trip has the answers of others on board
+            if not self._untold:
+                log.exception("it cannot say how it is")
+            self._untold = True
+            return None
 
     async def _hold(self, client: _Client, trip: int, seconds: float) -> None:
         deadline = time.monotonic() + seconds

@@ -10,6 +10,16 @@ from rollout.trajectory import Trajectory
 
 BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800)
 """Upper bounds of the buckets in seconds; one more takes what is beyond."""
+CAUSES = {
+    "queue": "model calls waited for an engine",
+    "model": "model calls took, without that wait,",
+    "tool": "tool calls took",
+    "verify": "verifiers took",
+    "seed": "sessions took to open",
+    "commit": "commits took",
+    "episode": "whole episodes took",
+}
+"""What is observed, each with the words for how often."""
 
 
 @dataclass(slots=True)

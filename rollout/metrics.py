@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
-from rollout.latency import Latencies
+from rollout.latency import CAUSES, Latencies
 from rollout.load import Heard, HostLoad, Load
 from rollout.tally import Tally
 
@@ -29,6 +29,11 @@ class Metric:
     tags: tuple[str, ...] = ()
 
 
+def _bucket(cause: str) -> str:
+    """Its buckets have a metric of their own: Ray's agent holds 2,000 series of a metric (docs/metrics.md)."""
+    return f"rollout_{cause}_seconds_bucket_total"
+
+
 METRICS = (
     Metric("rollout_episodes_total", "counter", "Episodes that ended, by status.", ("status",)),
     Metric("rollout_episode_stops_total", "counter", "Episodes that ended, by stop reason.", ("reason",)),
@@ -44,13 +49,11 @@ METRICS = (
     Metric("rollout_completion_tokens_total", "counter", "Sampled tokens."),
     Metric("rollout_tool_calls_total", "counter", "Tool calls of the policy."),
     Metric("rollout_tool_errors_total", "counter", "Tool calls whose result is an error."),
-    Metric(
-        "rollout_latency_seconds_bucket_total",
-        "counter",
-        "How often queue, model, tool, verify, seed, commit or a whole episode took at most `le` seconds.",
-        ("cause", "le"),
+    *(
+        Metric(_bucket(cause), "counter", f"How often {words} at most `le` seconds.", ("le",))
+        for cause, words in CAUSES.items()
     ),
-    Metric("rollout_latency_seconds_sum_total", "counter", "Seconds they took altogether.", ("cause",)),
+    Metric("rollout_latency_seconds_sum_total", "counter", "Seconds they took altogether, by cause.", ("cause",)),
     Metric("rollout_committed_rows_total", "counter", "Rows that were committed."),
     Metric("rollout_runners", "gauge", "Episode runners at work."),
     Metric("rollout_episodes_in_flight", "gauge", "Episodes being played."),
@@ -120,7 +123,7 @@ class Meters:
         for kind, count in self.retries.items():
             yield Sample("rollout_retries_total", (kind,), count)
         for cause, bound, count in self.latencies.at_most():
-            yield Sample("rollout_latency_seconds_bucket_total", (cause, bound), count)
+            yield Sample(_bucket(cause), (bound,), count)
         for cause, seconds in self.latencies.sums():
             yield Sample("rollout_latency_seconds_sum_total", (cause,), seconds)
         yield Sample("rollout_committed_rows_total", (), self.committed)

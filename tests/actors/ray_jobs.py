@@ -21,6 +21,7 @@ import psutil
 
 from rollout.dataset import open_table
 from rollout.errors import UserError
+from rollout.storage import Place
 
 DIARY = f"{Path(__file__).parent / 'diary.py'}:Diary"
 PATIENCE = 100.0
@@ -229,13 +230,13 @@ def scripted(count: int) -> list[str]:
     return [f"resource.options.count={count}", *sizes, "dataset.commit_rows=5", "dataset.commit_seconds=0.5"]
 
 
-def rows(run: Path) -> list[dict[str, Any]]:
+def rows(run: Place) -> list[dict[str, Any]]:
     """All committed rows in the order of their samples."""
     table = open_table(run).to_pyarrow_table()
     return sorted(table.to_pylist(), key=lambda row: (row["task_index"], row["sample_index"]))
 
 
-def keys(run: Path) -> list[tuple[int, int]]:
+def keys(run: Place) -> list[tuple[int, int]]:
     """(task, sample) of every committed row; none while there is no run yet."""
     try:
         table = open_table(run).to_pyarrow_table(columns=["task_index", "sample_index"])
@@ -244,7 +245,7 @@ def keys(run: Path) -> list[tuple[int, int]]:
     return [(row["task_index"], row["sample_index"]) for row in table.to_pylist()]
 
 
-def assert_one_each(run: Path, tasks: int, samples: int = 1) -> None:
+def assert_one_each(run: Place, tasks: int, samples: int = 1) -> None:
     """Every (task, sample) has exactly one row."""
     assert Counter(keys(run)) == {(task, sample): 1 for task in range(tasks) for sample in range(samples)}
 

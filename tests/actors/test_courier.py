@@ -428,3 +428,19 @@ async def test_nothing_is_lost_or_mixed_up_in_a_storm() -> None:
     wire.fail = None
     assert await courier.ask(1) == 1
     await until(lambda: wire.mailbox.running == 0 and wire.out == 0)
+
+
+async def test_a_status_that_raises_costs_no_letter(caplog: pytest.LogCaptureFixture) -> None:
+    known = [1]
+
+    def status() -> float:
+        return 1 / known[0]
+
+    mailbox = Mailbox(Office(), status=status)
+    courier = Courier(Line(mailbox).exchange, "replica")
+    known[0] = 0
+    assert [await courier.ask(number) for number in range(3)] == [0, 1, 2]
+    assert courier.take_status() is None
+    assert [record.message for record in caplog.records] == ["it cannot say how it is"], "once"
+    known[0] = 1
+    assert (await courier.ask(3), courier.take_status()) == (3, 1.0)

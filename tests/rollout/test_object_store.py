@@ -1,14 +1,13 @@
-"""A run on an object store: the same rows, guarantees and commands, against a real S3-compatible server."""
+"""A run on an object store: the same rows, guarantees and commands, against a real server, as S3 and as Google's."""
 
-import os
 from collections.abc import Iterator
 from io import StringIO
 from pathlib import Path
 
 import boto3
 import pytest
-from moto.server import ThreadedMotoServer
 from rich.console import Console
+from stores import BUCKET, settings, storage
 from test_dataset import row
 from test_run_folder import DIGESTS, job
 
@@ -23,28 +22,18 @@ from rollout.storage import folder
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
-    """URL of an S3-compatible server on this machine."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
+    """URL of a server on this machine."""
+    with storage() as url:
+        yield url
 
 
-@pytest.fixture
+@pytest.fixture(params=["s3", "gs"])
 def place(server: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> str:
     """An empty prefix of a bucket, with the settings in the environment."""
-    settings = {
-        "AWS_ENDPOINT_URL": server,
-        "AWS_ALLOW_HTTP": "true",
-        "AWS_ACCESS_KEY_ID": "key",
-        "AWS_SECRET_ACCESS_KEY": "secret",
-        "AWS_REGION": "us-east-1",
-    }
-    for name, value in settings.items():
+    for name, value in settings(server).items():
         monkeypatch.setenv(name, value)
-    boto3.client("s3", endpoint_url=os.environ["AWS_ENDPOINT_URL"]).create_bucket(Bucket="runs")
-    return f"s3://runs/{abs(hash(request.node.name))}"
+    boto3.client("s3", endpoint_url=server).create_bucket(Bucket=BUCKET)
+    return f"{request.param}://{BUCKET}/{abs(hash(request.node.name))}"
 
 
 def start(place: str) -> Run:
@@ -129,11 +118,12 @@ def test_a_run_is_read_with_the_same_commands(place: str) -> None:
 
 
 def test_a_place_that_cannot_be_reached_is_named_in_one_line(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UserError, match=r"s3://nobody/run: cannot be read: ") as caught:
-        open_table("s3://nobody/run")
+    nobody = f"{place.partition(':')[0]}://nobody/run"
+    with pytest.raises(UserError, match=f"{nobody}: cannot be read: ") as caught:
+        open_table(nobody)
     assert "\n" not in str(caught.value)
-    with pytest.raises(UserError, match=r"run\.dir: s3://nobody/run: "):
-        start("s3://nobody/run")
+    with pytest.raises(UserError, match=rf"run\.dir: {nobody}: "):
+        start(nobody)
     with pytest.raises(UserError, match=r"what://x: cannot be used"):
         folder("what://x")
     with pytest.raises(UserError, match="no run here"):
