@@ -165,6 +165,26 @@ def query(run: str, sql: str, form: str) -> None:
     query_run(run, sql, form)
 
 
+@main.command()
+@_run
+@click.option("--episodes", type=click.IntRange(min=0), default=256, show_default=True, help="To recompute; 0: all.")
+@click.option("--model", metavar="FOLDER", help="The weights the run began with; else those its job names.")
+@click.option("--weights", multiple=True, metavar="VERSION=FOLDER", help="Weights of a later version; repeatable.")
+@click.option("--dtype", help="bfloat16, float16 or float32; else the engine's.")
+@click.option("--device", help="cpu, cuda, cuda:1, ...; else a GPU if there is one.")
+@click.option("--mean-bound", default=0.02, show_default=True, help="Mean |difference| of logprobs, nats.")
+@click.option("--share-bound", default=0.1, show_default=True, help="The same as a part of the mean |logprob|.")
+@click.option("--json", "as_json", is_flag=True, help="Numbers for programs.")
+@_plainly
+def verify(run: str, episodes: int, as_json: bool, **asked: Any) -> None:
+    """Checks every row of RUN, and its logprobs against a plain forward pass of its weights."""
+    from actors.verify import Asked
+    from actors.verify import verify as verify_run
+
+    if not verify_run(run, Asked(episodes=episodes or None, **asked), as_json):
+        sys.exit(1)
+
+
 @main.group()
 def env() -> None:
     """Resources: environments with tools and verifiers."""
