@@ -64,16 +64,19 @@ def look(run: Place, asked: Asked) -> Report:
     weights, note = _weights(model, asked)
     chosen = choose(run, asked.episodes) if weights else frozenset[str]()
     plans: list[Plan] = []
+    compared: set[str] = set()
     processed = model.get("engine_args", {}).get("logprobs_mode", "processed_logprobs") == "processed_logprobs"
 
-    def take(batch: pa.RecordBatch) -> None:
-        if kept := _picked(batch, chosen):
+    def take(batch: pa.RecordBatch, wrong: frozenset[str]) -> None:
+        """Tokens of a row that is wrong may not even have logprobs that are theirs."""
+        if kept := _picked(batch, chosen - wrong):
             plans.append(plan(kept, weights, processed))
+            compared.update(row["episode_id"] for row in kept)
 
     samples: int = told.config["run"]["samples_per_task"]
     findings, checked, still_open = check_run(run, _known(told, weights.get(_BASE)), samples, take)
     dtype = asked.dtype or (model.get("dtype") if model.get("dtype") in DTYPES else "bfloat16")
-    recomputed = _recompute(plans, weights, dtype, asked.device, len(chosen)) if weights else None
+    recomputed = _recompute(plans, weights, dtype, asked.device, len(compared)) if weights else None
     return Report(checked, findings, still_open, recomputed, note, asked.mean_bound, asked.share_bound)
 
 

@@ -88,11 +88,12 @@ def choose(run: Place, episodes: int | None) -> frozenset[str]:
 
 
 def check_run(
-    run: Place, known: Known, samples_per_task: int, each: Callable[[Any], None]
+    run: Place, known: Known, samples_per_task: int, each: Callable[[Any, frozenset[str]], None]
 ) -> tuple[list[Finding], Checked, int]:
     """What is wrong with a run's rows, what was looked at, and how many groups are not complete.
 
-    `each` is given every batch of rows that was looked at. Raises UserError when there is no run at `run`.
+    `each` is given every batch of rows and the episodes of it that something is wrong with.
+    Raises UserError when there is no run at `run`.
     """
     with opened(run) as database:
         twice = database.rows(_TWICE)
@@ -105,7 +106,7 @@ def check_run(
             found, seen = check_rows(batch, known)
             findings += found
             checked += seen
-            each(batch)
+            each(batch, frozenset(finding.episode_id for finding in found))
     return findings, checked, still_open
 
 
