@@ -101,12 +101,12 @@ def evaluate(
 
 def read(run: Place, threshold: float, pattern: re.Pattern[str] | None = None) -> Evaluated:
     """The numbers of a run's tasks. Raises UserError when there is no run at `run`."""
-    names = environment_names(run)
+    names: list[str] = environment_names(run)
     played: dict[Key, Played] = {}
     left_out: Counter[str] = Counter()
     with opened(run) as database:
         for row in database.rows(_ROWS):
-            resource = names[row["task_index"] // LANE_TASKS] if names else row["resource"]
+            resource: str = names[row["task_index"] // LANE_TASKS] if names else row["resource"]
             task = played.setdefault((resource, row["task_id"]), Played(row["task"]))
             if row["reward"] is None:
                 left_out[row["status"]] += 1
@@ -154,8 +154,8 @@ def compared(first: Evaluated, second: Evaluated) -> tuple[dict[str, Difference]
     told: dict[str, Difference] = {}
     for name in first.names:
         if name in second.names:
-            columns = [np.array([run.tasks[key][name] for key in shared], np.float64) for run in (first, second)]
-            if (found := difference(*columns)) is not None:
+            before, after = (np.array([run.tasks[key][name] for key in shared], np.float64) for run in (first, second))
+            if (found := difference(before, after)) is not None:
                 told[name] = found
     return told, shared, len(both) - len(shared)
 

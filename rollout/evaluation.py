@@ -10,6 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +21,8 @@ FLIPS = 10_000
 CONFIDENCE = 0.95
 _Z = 1.959963984540054
 """The normal quantile of CONFIDENCE."""
+MOST_VOTES = 256
+"""Samples of a task up to which majority@k is computed: its exact sum grows with their fourth power."""
 _EXACT = 12
 """Tasks up to which all signs are tried instead of FLIPS of them."""
 
@@ -118,7 +121,8 @@ def powers(longest: int) -> list[int]:
 
 
 def metrics(samples: Samples, threshold: float, ks: Sequence[int]) -> dict[str, float]:
-    """All numbers of one task by name; NaN for a k that is more than its samples. `mean` is mean@k for every k."""
+    """All numbers of one task by name; NaN for a k that is more than its samples, and for
+    majority@k of more than MOST_VOTES. `mean` is mean@k for every k."""
     total = len(samples.rewards)
     passed = sum(passes(reward, threshold) for reward in samples.rewards)
     told = {"mean": float(np.mean(samples.rewards))}
@@ -126,7 +130,7 @@ def metrics(samples: Samples, threshold: float, ks: Sequence[int]) -> dict[str, 
         told[f"pass@{k}"] = pass_at_k(total, passed, k) if k <= total else math.nan
     for k in ks:
         if k > 2:  # one vote is pass@1, and of two that differ the lot decides
-            told[f"majority@{k}"] = majority_at_k(samples, threshold, k) if k <= total else math.nan
+            told[f"majority@{k}"] = majority_at_k(samples, threshold, k) if k <= total <= MOST_VOTES else math.nan
     return told
 
 
@@ -181,7 +185,7 @@ def sign_flip_p(apart: Floats, seed: int = 0) -> float:
     told = apart[apart != 0]
     least = abs(told.sum()) - 1e-9 * np.abs(told).sum()
     if len(told) <= _EXACT:
-        signs = 1 - 2 * ((np.arange(2 ** len(told))[:, None] >> np.arange(len(told))) & 1)
+        signs = np.array(list(product((-1.0, 1.0), repeat=len(told)))).reshape(2 ** len(told), len(told))
         return float((np.abs(signs @ told) >= least).mean())
     generator = np.random.default_rng(seed)
     reached = sum(
