@@ -44,7 +44,9 @@ def check_rows(batch: Any, known: Known) -> tuple[list[Finding], Checked]:
     findings += [Finding(_SOUND, rows[row]["episode_id"], detail) for row, detail in tokens.unsound(known.vocabulary)]
     wrong = {finding.episode_id for finding in findings}
     whole = tokens.told(len(rows)) & np.array([row["episode_id"] not in wrong for row in rows], np.bool_)
-    masked, checked = _check_masks(batch.filter(pa.array(whole)), rows)
+    masked, checked = _check_masks(
+        batch.filter(pa.array(whole)), [row for row, kept in zip(rows, whole, strict=True) if kept]
+    )
     return findings + masked, sum((_continued(row) for row in rows), checked)
 
 
@@ -153,7 +155,10 @@ def _check_masks(batch: Any, rows: Sequence[Row]) -> tuple[list[Finding], Checke
     ones: dict[str, int] = {}
     for name, count in zip(samples["episode_id"].to_pylist(), sums.tolist(), strict=True):
         ones[name] = ones.get(name, 0) + count
-    sampled = {row["episode_id"]: row["completion_tokens"] for row in rows if row["episode_id"] in ones}
+    sampled: dict[str, int] = {}
+    for row in rows:
+        if (name := row["episode_id"]) in ones:
+            sampled[name] = sampled.get(name, 0) + row["completion_tokens"]
     findings = [
         Finding("loss mask", name, f"{ones[name]} ones for {count} tokens that the engine sampled")
         for name, count in sampled.items()
