@@ -165,6 +165,40 @@ def query(run: str, sql: str, form: str) -> None:
     query_run(run, sql, form)
 
 
+@main.command()
+@_run
+@click.option("--episodes", type=click.IntRange(min=0), default=256, show_default=True, help="To recompute; 0: all.")
+@click.option("--model", metavar="FOLDER", help="The weights the run began with; else those its job names.")
+@click.option("--weights", multiple=True, metavar="VERSION=FOLDER", help="Weights of a later version; repeatable.")
+@click.option("--dtype", help="bfloat16, float16 or float32; else the engine's.")
+@click.option("--device", help="cpu, cuda, cuda:1, ...; else a GPU if there is one.")
+@click.option("--mean-bound", default=0.02, show_default=True, help="Mean |difference| of logprobs, nats.")
+@click.option("--share-bound", default=0.1, show_default=True, help="The same as a part of the mean |logprob|.")
+@click.option("--json", "as_json", is_flag=True, help="Numbers for programs.")
+@_plainly
+def verify(run: str, episodes: int, as_json: bool, **asked: Any) -> None:
+    """Checks every row of RUN, and its logprobs against a plain forward pass of its weights."""
+    from actors.verify import Asked
+    from actors.verify import verify as verify_run
+
+    if not verify_run(run, Asked(episodes=episodes or None, **asked), as_json):
+        sys.exit(1)
+
+
+@main.command("eval")
+@_run
+@click.argument("run2", required=False)
+@click.option("--threshold", default=1.0, show_default=True, help="A reward of at least so much is a pass.")
+@click.option("--answer", metavar="REGEX", help="Its last match in the last message is what a sample votes for.")
+@click.option("--json", "as_json", is_flag=True, help="Numbers for programs.")
+@_plainly
+def evaluate(run: str, run2: str | None, threshold: float, answer: str | None, as_json: bool) -> None:
+    """Evaluates RUN: pass@k, mean and majority@k; with RUN2 both side by side and a paired test."""
+    from rollout.eval_view import evaluate as evaluate_runs
+
+    evaluate_runs([run] if run2 is None else [run, run2], threshold, answer, as_json)
+
+
 @main.group()
 def env() -> None:
     """Resources: environments with tools and verifiers."""

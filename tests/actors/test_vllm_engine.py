@@ -10,7 +10,7 @@ import sys
 import time
 from array import array
 from collections.abc import AsyncIterator
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ import pytest_asyncio
 from prometheus_client import generate_latest
 
 from actors.engine import GenerateReply, GenerateRequest, pack_ids, unpack_ids
+from actors.forward import ForwardPass
 from actors.vllm_engine import (
     VllmEngine,
     check_config,
@@ -31,7 +32,9 @@ from actors.vllm_engine import (
 from rollout.config import CHECKOUT, VllmConfig, load
 from rollout.errors import ContextExceeded, UserError
 from rollout.load import Load
+from rollout.mismatch import compare
 from rollout.openai_load import read_load
+from rollout.sequences import plan
 from rollout.template import BUNDLED, load_template
 from rollout.trajectory import FinishReason, Sampling
 
@@ -95,6 +98,21 @@ class TestGenerating:
     async def test_logprobs_are_those_of_what_was_sampled_from(self, engine: VllmEngine) -> None:
         reply = await engine.generate(request(asked(), Sampling(top_k=1)))
         assert logprobs(reply) == pytest.approx([0.0] * len(unpack_ids(reply.ids)), abs=1e-5)
+
+    async def test_logprobs_are_those_of_a_plain_forward_pass(self, engine: VllmEngine) -> None:
+        ways = (Sampling(), Sampling(0.5), Sampling(1.5, top_k=20), Sampling(1.5, top_p=0.9), GREEDY)
+        rows: list[dict[str, Any]] = []
+        for sampling in ways:
+            reply = await engine.generate(request(asked(), sampling))
+            turn = {"segment": 0, "prompt_ids": asked(), "completion_ids": unpack_ids(reply.ids).tolist()}
+            turn |= {"logprobs": logprobs(reply), "versions": [asdict(span) for span in reply.versions]}
+            rows.append({"episode_id": str(sampling), "turns": [turn | {"sampling": asdict(sampling)}]})
+        chosen = plan(rows, ["default"]).by_version["default"]
+        assert len(chosen) == len(ways)
+        for scored, told in zip(chosen, ForwardPass(BUNDLED, "bfloat16", "cpu").logprobs(chosen), strict=True):
+            found = compare(scored.recorded, told)
+            assert found.mean_abs is not None and found.mean_abs < 0.02, scored.episode_id
+            assert found.outside <= 1, scored.episode_id
 
     async def test_a_cut_completion_says_so(self, engine: VllmEngine) -> None:
         reply = await engine.generate(request(asked(), max_tokens=3))
