@@ -165,6 +165,21 @@ def query(run: str, sql: str, form: str) -> None:
     query_run(run, sql, form)
 
 
+@main.command()
+@_run
+@click.option("--to", "to", required=True, metavar="FORMAT", help="trl, trl-async, verl, skyrl, prime-rl, slime, ...")
+@click.option("--out", help="A .parquet or .jsonl file; RUN/export/FORMAT otherwise.")
+@click.option("--forks", type=click.Choice(["keep", "longest", "last", "error"]), help="Episodes of several samples.")
+@click.option("--min-reward", type=float, help="Formats of chats: only episodes with at least this reward.")
+@_plainly
+def export(run: str, **asked: Any) -> None:
+    """Writes RUN for a named trainer (docs/export.md)."""
+    from rollout.export.exporting import Asked
+    from rollout.export.exporting import export as export_run
+
+    click.echo(export_run(run, Asked(**asked)))
+
+
 @main.group()
 def env() -> None:
     """Resources: environments with tools and verifiers."""
