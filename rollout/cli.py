@@ -74,6 +74,7 @@ def main() -> None:
 
 _overrides = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 _run = click.argument("run")
+_GROUPS = ["keep", "drop", "error"]
 
 
 @main.command()
@@ -169,7 +170,14 @@ def query(run: str, sql: str, form: str) -> None:
 @_run
 @click.option("--to", "to", required=True, metavar="FORMAT", help="trl, trl-async, verl, skyrl, prime-rl, slime, ...")
 @click.option("--out", help="A .parquet or .jsonl file; RUN/export/FORMAT otherwise.")
+@click.option(
+    "--breaks", type=click.Choice(["fork", "realign", "truncate", "per_turn"]), default="fork", show_default=True
+)
+@click.option("--truncated", type=click.Choice(["keep", "mask", "drop"]), default="keep", show_default=True)
 @click.option("--forks", type=click.Choice(["keep", "longest", "last", "error"]), help="Episodes of several samples.")
+@click.option("--advantages", default="grpo", show_default=True, help="grpo, grpo_no_std, rloo, reinforce++, ...")
+@click.option("--zero-variance", type=click.Choice(_GROUPS), default="keep", show_default=True)
+@click.option("--incomplete", type=click.Choice(_GROUPS), help="Groups with too few scored episodes.")
 @click.option("--min-reward", type=float, help="Formats of chats: only episodes with at least this reward.")
 @_plainly
 def export(run: str, **asked: Any) -> None:

@@ -37,7 +37,7 @@ def verify_response(row: Row) -> Row:
             **both,
             "usage": {
                 "input_tokens": row["prompt_tokens"],
-                "input_tokens_details": {"cached_tokens": row["cached_tokens"]},
+                "input_tokens_details": {"cached_tokens": row["cached_tokens"], "cache_write_tokens": 0},
                 "output_tokens": row["completion_tokens"],
                 "output_tokens_details": {"reasoning_tokens": 0},
                 "total_tokens": row["prompt_tokens"] + row["completion_tokens"],

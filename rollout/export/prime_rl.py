@@ -1,7 +1,7 @@
 """prime-rl: the fields of TrainingSample.
 
-Lists of one length and no split into prompt and completion. prime-rl takes advantages, by token; its loss is a mean over
-tokens, in which each sampled token stands once however an episode was split.
+Lists of one length and no split into prompt and completion. prime-rl takes advantages, by token; its loss is a mean
+over tokens, in which each sampled token stands once however an episode was split.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """One training sample as the formats read it, from tables of SAMPLES.
 
-Token arrays are numpy views of the table's columns, so a projection makes no Python object a token. All of them have the
-length of `token_ids`; the `response_` ones are their ends, from the first sampled token on, and hold what the
+Token arrays are numpy views of the table's columns, so a projection makes no Python object a token. All of them have
+the length of `token_ids`; the `response_` ones are their ends, from the first sampled token on, and hold what the
 environment said in between as well.
 """
 
@@ -94,9 +94,9 @@ class Sample:
         return self.loss_mask.astype(np.float32) * np.float32(self.advantage)
 
     def runs(self) -> list[tuple[int, int, bool]]:
-        """The sequence as (start, end, whether sampled), in order; the first is the prompt."""
-        edges = np.flatnonzero(np.diff(self.response_mask)) + self.prompt_length + 1
-        bounds = [0, self.prompt_length, *cast(list[int], edges.tolist()), len(self.loss_mask)]
+        """The sequence as (start, end, whether sampled), in order, cut behind the prompt whatever is sampled."""
+        edges = cast(list[int], (np.flatnonzero(np.diff(self.loss_mask)) + 1).tolist())
+        bounds = sorted({0, self.prompt_length, *edges, len(self.loss_mask)})
         return [(start, end, bool(self.loss_mask[start])) for start, end in pairwise(bounds)]
 
     def rollout(self) -> dict[str, Any]:

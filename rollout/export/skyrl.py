@@ -34,7 +34,7 @@ SCHEMA = pa.schema(
 def generator_output(sample: Sample) -> dict[str, Any]:
     """One entry of each column. SkyRL knows `stop`, and `length` for what a limit ended."""
     rewards = np.zeros(len(sample.response_ids), np.float32)
-    if sample.is_last:
+    if sample.is_last and len(rewards):
         rewards[-1] = sample.reward
     return {
         "prompt_token_ids": sample.prompt_ids,

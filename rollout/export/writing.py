@@ -22,22 +22,19 @@ _GROUP = 32 << 20
 """Bytes of Arrow memory after which a row group is written."""
 
 
-def write_parquet(path: Place, rows: Iterable[dict[str, Any]], schema: Any) -> int:
-    """Writes rows as a zstd Parquet file. How many bytes. Raises OSError, and whatever `rows` raises."""
-    with _whole(path) as file:
-        with cast(Any, pq).ParquetWriter(file, schema, compression="zstd") as writer:
-            for table in _tables(iter(rows), schema):
-                writer.write_table(table)
-        return file.tell()
+def write_parquet(path: Place, rows: Iterable[dict[str, Any]], schema: Any) -> None:
+    """Writes rows as a zstd Parquet file. Raises OSError, and whatever `rows` raises."""
+    with _whole(path) as file, cast(Any, pq).ParquetWriter(file, schema, compression="zstd") as writer:
+        for table in _tables(iter(rows), schema):
+            writer.write_table(table)
 
 
-def write_jsonl(path: Place, rows: Iterable[dict[str, Any]]) -> int:
-    """Writes rows as JSON lines. How many bytes. Raises OSError, and whatever `rows` raises."""
+def write_jsonl(path: Place, rows: Iterable[dict[str, Any]]) -> None:
+    """Writes rows as JSON lines. Raises OSError, and whatever `rows` raises."""
     encode = msgspec.json.Encoder(enc_hook=_plain).encode
     with _whole(path) as file:
         for row in rows:
             file.write(encode(row) + b"\n")
-        return file.tell()
 
 
 def _tables(rows: Iterator[dict[str, Any]], schema: Any) -> Iterator[Any]:
