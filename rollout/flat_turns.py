@@ -16,6 +16,16 @@ pc = cast(Any, pyarrow.compute)
 """It has no types."""
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
+FIELDS = (
+    ("segment",),
+    ("prompt_ids",),
+    ("completion_ids",),
+    ("logprobs",),
+    ("versions",),
+    ("reward",),
+    ("sampling", "temperature"),
+)
+"""Of a turn: what is needed here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +34,8 @@ class FlatTurns:
 
     rows: int
     row: Ints
+    place: Ints
+    """Of the turn among all turns as they were given."""
     segment: Ints
     chain: Ints
     """Number of the turn's segment among all segments of all rows, from 0."""
@@ -72,6 +84,7 @@ def flat_turns(turns: Any) -> FlatTurns:
     return FlatTurns(
         rows=len(lengths),
         row=row,
+        place=order,
         segment=segment,
         chain=np.cumsum(new) - 1,
         prompt_start=_starts(prompt_length)[order],

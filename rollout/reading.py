@@ -17,7 +17,7 @@ from rollout.database import Database, opened
 from rollout.episode_view import episode_view, status_text, visible
 from rollout.errors import UserError
 from rollout.storage import Place
-from rollout.summary import numbers, render
+from rollout.summary import numbers, render, render_details
 
 SHOWN_ROWS = 50
 """Rows of a query on a terminal; the other formats give all."""
@@ -35,6 +35,8 @@ def stats(run: Place, as_json: bool = False, console: Console | None = None) -> 
         _plain(console, msgspec.json.format(_encode(values)).decode())
     else:
         console.print(render(values))
+        for part in render_details(values):
+            console.print(part)
 
 
 def query(

@@ -1,26 +1,29 @@
 """The numbers of a run: as values for programs and as lines for people.
 
-All of them are SQL over the committed rows. None reads a token: what Parquet keeps in columns of its own stays there.
+All of them come from the committed rows. Tokens are read only where segments broke: what Parquet keeps in columns of
+its own stays there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
-import pyarrow as arrow  # pyright: ignore[reportMissingTypeStubs]
-import pyarrow.parquet as parquet  # pyright: ignore[reportMissingTypeStubs]
+import pyarrow  # pyright: ignore[reportMissingTypeStubs]
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 
 from rollout.database import Database, opened
+from rollout.drift import drift, render_drift
+from rollout.leaves import leaves
 from rollout.live import duration
 from rollout.mixture import LANE_TASKS
 from rollout.run_folder import environment_names
+from rollout.selection import render_selection, selection
 from rollout.storage import Place
 
-pa, pq = cast(Any, arrow), cast(Any, parquet)
-"""They have no types."""
+pa = cast(Any, pyarrow)
+"""It has no types."""
 Numbers = dict[str, Any]
 
 _OVERALL = """
@@ -62,39 +65,43 @@ FROM (SELECT unnest(turns) AS turn FROM written_calls), LATERAL (
     FROM (SELECT unnest(turn.segments, recursive := true))
 ), LATERAL (SELECT count(*) FILTER (name = '') AS unnamed FROM (SELECT unnest(turn.tool_calls, recursive := true)))"""
 _CALL_LEAVES = (("turns", "segments", "kind"), ("turns", "segments", "call_id"), ("turns", "tool_calls", "name"))
-_WRAPPERS = ("list", "element", "item")
-"""What Parquet puts into the path of a nested column."""
 
 
 def summary(run: Place) -> str:
     """What is printed at a run's end, as plain text. Raises UserError when there is no run at `run`."""
     console = Console(width=100, color_system=None)
-    with console.capture() as captured:
-        console.print(render(numbers(run)))
+    with console.capture() as captured, opened(run) as database:
+        console.print(render(_overview(database, _environment(run))))
     return "\n".join(line.rstrip() for line in captured.get().rstrip("\n").splitlines())
 
 
 def numbers(run: Place) -> Numbers:
     """The numbers of a run as JSON values. Seconds are means an episode. Raises UserError when there is no run."""
     with opened(run) as database:
-        overall = database.rows(_OVERALL)[0]
-        rewards = database.rows(_REWARDS.format(by="''"))
-        written = _calls(database)
-        return {
-            **overall,
-            "status": _counts(database, "status"),
-            "stop_reason": _counts(database, "stop_reason"),
-            "failures": _counts(database, "failure.kind"),
-            "drops": _counts(database, "drop_reason"),
-            "reward": {key: rewards[0][key] for key in ("mean", "error", "lowest", "highest", "scored")}
-            if rewards
-            else {"mean": None, "error": None, "lowest": None, "highest": None, "scored": 0},
-            "cached_share": _share(overall["cached_tokens"], overall["prompt_tokens"]),
-            "parse_rate": _share(written["written"] - written["unread"], written["written"]),
-            "tool_error_rate": _share(overall["tool_errors"], overall["tool_calls"]),
-            "seconds": database.rows(_SECONDS)[0],
-            "resources": database.rows(_REWARDS.format(by=_environment(run))),
-        }
+        environment = _environment(run)
+        details = {"drift": drift(database), "selection": selection(database, environment)}
+        return _overview(database, environment) | details
+
+
+def _overview(database: Database, environment: str) -> Numbers:
+    overall = database.rows(_OVERALL)[0]
+    rewards = database.rows(_REWARDS.format(by="''"))
+    written = _calls(database)
+    return {
+        **overall,
+        "status": _counts(database, "status"),
+        "stop_reason": _counts(database, "stop_reason"),
+        "failures": _counts(database, "failure.kind"),
+        "drops": _counts(database, "drop_reason"),
+        "reward": {key: rewards[0][key] for key in ("mean", "error", "lowest", "highest", "scored")}
+        if rewards
+        else {"mean": None, "error": None, "lowest": None, "highest": None, "scored": 0},
+        "cached_share": _share(overall["cached_tokens"], overall["prompt_tokens"]),
+        "parse_rate": _share(written["written"] - written["unread"], written["written"]),
+        "tool_error_rate": _share(overall["tool_errors"], overall["tool_calls"]),
+        "seconds": database.rows(_SECONDS)[0],
+        "resources": database.rows(_REWARDS.format(by=environment)),
+    }
 
 
 def render(values: Numbers) -> RenderableType:
@@ -104,6 +111,14 @@ def render(values: Numbers) -> RenderableType:
     for name, text in _lines(values):
         table.add_row(name, text)
     return table if len(values["resources"]) < 2 else Group(table, "", _resources(values["resources"]))
+
+
+def render_details(values: Numbers) -> Iterator[RenderableType]:
+    """Segment breaks, and what is missing from training, for a terminal; nothing where there is none."""
+    if values["drift"] is not None:
+        yield from ("", render_drift(values["drift"]))
+    if values["selection"] is not None:
+        yield from ("", render_selection(values["selection"]))
 
 
 def _lines(values: Numbers) -> Iterator[tuple[str, str]]:
@@ -158,22 +173,12 @@ def _resources(parts: Sequence[Numbers]) -> Table:
 
 def _calls(database: Database) -> Numbers:
     """Tool calls the policy began to write, and those of them that could not be read."""
-    batches = _leaves(database.files(), _CALL_LEAVES)
+    batches = leaves(database.files(), _CALL_LEAVES)
     if (first := next(batches, None)) is None:
         return {"written": 0, "unread": 0}
     whole = (batch for part in ([first], batches) for batch in part)
     database.register("written_calls", pa.RecordBatchReader.from_batches(first.schema, whole))
     return database.rows(_CALLS)[0]
-
-
-def _leaves(files: Iterable[Any], leaves: Sequence[tuple[str, ...]]) -> Iterator[Any]:
-    """Only these leaves of the nested columns, a file at a time: DuckDB would read the tokens beside them too."""
-    for file in files:
-        opened_file = pq.ParquetFile(file)
-        schema = opened_file.schema
-        paths: list[str] = [schema.column(place).path for place in range(len(schema))]
-        named = {tuple(part for part in path.split(".") if part not in _WRAPPERS): path for path in paths}
-        yield from opened_file.read(columns=[named[leaf] for leaf in leaves]).to_batches()
 
 
 def _counts(database: Database, column: str) -> dict[str, int]:

@@ -110,6 +110,15 @@ def test_tokens_may_be_put_in_and_left_out() -> None:
     assert left_out(samples) == {"realigned": {"episodes": 1, "tokens": 1}}
 
 
+def test_the_bound_is_for_all_differences_of_a_break_together() -> None:
+    history = list(range(10, 30))
+    told = [99 if token in (12, 20, 27) else token for token in history]
+    broken = row(turn([1], history), turn([1, *told, 2], [40], 1))
+    (one,) = derived(broken, breaks="realign", drift=6).to_pylist()
+    assert one["loss_mask"] == [0, *(int(token != 99) for token in told), 0, 1]
+    assert derived(broken, breaks="realign", drift=5).num_rows == 2
+
+
 def test_a_sample_realigned_once_can_be_again() -> None:
     third = turn([1, 2, 10, 19, 12, 3, 13, 14, 4, 15, 29, 5], [17], 2)
     (one,) = derived(row(*BROKEN, third), breaks="realign", drift=2).to_pylist()

@@ -1,0 +1,86 @@
+"""A run as training samples, in whole groups and in bounded memory, also while it is being written."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any, cast
+
+import numpy as np
+import pyarrow  # pyright: ignore[reportMissingTypeStubs]
+
+from rollout.breaks import DRIFT, Breaks
+from rollout.database import opened
+from rollout.flat_turns import FIELDS
+from rollout.leaves import leaves
+from rollout.samples import COLUMNS, Choice, to_samples
+from rollout.storage import Place
+
+pa = cast(Any, pyarrow)
+"""It has no types."""
+ROWS = 1024
+_BATCH = 256
+_WANTED = [*((name,) for name in COLUMNS if name != "turns"), *(("turns", *field) for field in FIELDS)]
+
+
+def read_samples(
+    run: Place,
+    breaks: Breaks = "fork",
+    *,
+    drift: int = DRIFT,
+    truncated: Choice = "keep",
+    failed: Choice = "drop",
+    dropped: Choice = "drop",
+    group_rows: int | None = None,
+    rows: int = ROWS,
+) -> Iterator[Any]:
+    """Tables of SAMPLES, each of whole groups. The choices are those of `to_samples`; each table has its `left_out`.
+
+    What was committed when the reading began is read once, groups in the order in which they became complete. A group
+    is whole with all the rows it has then; with `group_rows`, smaller ones (of a run that goes on, say) are passed
+    over. Held in memory are the groups that are begun and not complete, and about `rows` rows more. Raises UserError
+    when there is no run at `run`.
+    """
+    choices: Any = {"drift": drift, "truncated": truncated, "failed": failed, "dropped": dropped}
+    for table in read_groups(run, group_rows, rows):
+        yield to_samples(table, breaks, **choices)
+
+
+def read_groups(run: Place, group_rows: int | None = None, rows: int = ROWS) -> Iterator[Any]:
+    """The rows behind `read_samples`: tables of COLUMNS, of whole groups that lie together, their samples in order."""
+    with opened(run) as database:
+        missing: Counter[str] = Counter()
+        for batch in leaves(database.files(), [("group_id",)]):
+            missing.update(_counted(batch["group_id"]))
+        if group_rows is not None:
+            missing = Counter({group: count for group, count in missing.items() if count >= group_rows})
+        held: list[Any] = []
+        whole = 0
+        sizes = dict(missing)
+        for batch in leaves(database.files(), _WANTED, _BATCH):
+            there = batch.filter(pa.array([group in sizes for group in batch["group_id"].to_pylist()], pa.bool_()))
+            held.append(there)
+            for group, count in _counted(there["group_id"]).items():
+                missing[group] -= count
+                whole += sizes[group] if not missing[group] else 0
+            if whole >= rows:
+                done, held = _split(held, missing)
+                yield done
+                whole = 0
+        if whole:
+            yield _split(held, missing)[0]
+
+
+def _counted(groups: Any) -> dict[str, int]:
+    return {entry["values"]: entry["counts"] for entry in groups.value_counts().to_pylist()}
+
+
+def _split(held: list[Any], missing: Counter[str]) -> tuple[Any, list[Any]]:
+    """The rows of groups of which none is missing, and the others."""
+    table = pa.Table.from_batches(held)
+    groups = table["group_id"].combine_chunks().dictionary_encode()
+    names: list[str] = groups.dictionary.to_pylist()
+    whole = np.array([not missing[name] for name in names], bool)[np.asarray(groups.indices)]
+    places = np.flatnonzero(whole)
+    order = np.lexsort((table["sample_index"].to_numpy()[places], np.asarray(groups.indices)[places]))
+    return table.take(pa.array(places[order])), table.take(pa.array(np.flatnonzero(~whole))).to_batches()
