@@ -57,9 +57,7 @@ def verl(told: Read) -> Read:
     attention = [0] * (wide - len(prompt)) + [1] * (len(prompt) + len(response)) + [0] * (long - len(response))
     mask = [0] * wide + told["response_mask"] + [0] * (long - len(response))
     logprobs = [0.0] * wide + told["response_logprobs"] + [0.0] * (long - len(response))
-    kept = [
-        [value for value, real in zip(values, attention, strict=True) if real] for values in (ids, mask, logprobs)
-    ]
+    kept = [[value for value, real in zip(values, attention, strict=True) if real] for values in (ids, mask, logprobs)]
     return dict(zip(("token_ids", "loss_mask", "logprobs"), kept, strict=True)) | {"reward": told["reward_score"]}
 
 
