@@ -74,6 +74,7 @@ def main() -> None:
 
 _overrides = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 _run = click.argument("run")
+_BREAKS = ["fork", "realign", "truncate", "per_turn"]
 _GROUPS = ["keep", "drop", "error"]
 
 
@@ -170,9 +171,7 @@ def query(run: str, sql: str, form: str) -> None:
 @_run
 @click.option("--to", "to", required=True, metavar="FORMAT", help="trl, trl-async, verl, skyrl, prime-rl, slime, ...")
 @click.option("--out", help="A .parquet or .jsonl file; RUN/export/FORMAT otherwise.")
-@click.option(
-    "--breaks", type=click.Choice(["fork", "realign", "truncate", "per_turn"]), default="fork", show_default=True
-)
+@click.option("--breaks", type=click.Choice(_BREAKS), default="fork", show_default=True, help="Segment breaks.")
 @click.option("--truncated", type=click.Choice(["keep", "mask", "drop"]), default="keep", show_default=True)
 @click.option("--forks", type=click.Choice(["keep", "longest", "last", "error"]), help="Episodes of several samples.")
 @click.option("--advantages", default="grpo", show_default=True, help="grpo, grpo_no_std, rloo, reinforce++, ...")

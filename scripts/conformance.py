@@ -44,7 +44,7 @@ def same(found: Any, expected: Any) -> None:
 
 
 def trl(rows: Rows, samples: Sequence[Sample]) -> str:
-    module("trl").GRPOTrainer
+    assert module("trl").GRPOTrainer is not None
     output = {key: [row[key] for row in rows] for key in rows[0]}
     source = Path(module("trl.trainer.grpo_trainer").__file__).read_text()
     assert 'required_keys = {"prompt_ids", "completion_ids", "logprobs"}' in source and '"env_mask"' in source

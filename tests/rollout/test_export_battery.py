@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -157,7 +158,7 @@ def test_every_token_format_has_a_reader_here() -> None:
 
 @pytest.mark.parametrize("name", TOKENS)
 @pytest.mark.parametrize("suffix", ["parquet", "jsonl"])
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(rows=runs(), breaks=st.sampled_from(BREAKS), truncated=st.sampled_from(["keep", "mask"]))
 def test_what_is_read_back_is_what_the_samples_say(
     name: str, suffix: str, tmp_path_factory: pytest.TempPathFactory, rows: Any, breaks: str, truncated: str
@@ -186,7 +187,7 @@ def test_what_is_read_back_is_what_the_samples_say(
         assert (rollout["episode_id"], rollout["segment"]) == (sample.episode_id, sample.segment)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(rows=runs(), breaks=st.sampled_from(BREAKS), forks=st.sampled_from([one for one in FORKS if one != "error"]))
 def test_an_episode_weighs_1_however_many_samples_are_left_of_it(rows: Any, breaks: str, forks: Any) -> None:
     chosen = Chosen(samples(rows, breaks=breaks), forks, "verl")
@@ -202,12 +203,12 @@ def test_an_episode_weighs_1_however_many_samples_are_left_of_it(rows: Any, brea
     assert [sample.number for sample in left] == list(range(len(left)))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(rows=runs(), breaks=st.sampled_from(BREAKS))
 def test_siblings_and_groups_stand_together(rows: Any, breaks: str) -> None:
     for key in ("group_id", "episode_id"):
         names = [getattr(sample, key) for sample in samples(rows, breaks=breaks)]
-        changes = sum(one != other for one, other in zip(names, names[1:], strict=False))
+        changes = sum(one != other for one, other in pairwise(names))
         assert changes + 1 == len(set(names))
     numbers = [(sample.group_id, sample.group_number) for sample in samples(rows, breaks=breaks)]
     assert len(set(numbers)) == len({group for group, _ in numbers})
