@@ -74,6 +74,8 @@ def main() -> None:
 
 _overrides = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 _run = click.argument("run")
+_BREAKS = ["fork", "realign", "truncate", "per_turn"]
+_GROUPS = ["keep", "drop", "error"]
 
 
 @main.command()
@@ -197,6 +199,26 @@ def evaluate(run: str, run2: str | None, threshold: float, answer: str | None, a
     from rollout.eval_view import evaluate as evaluate_runs
 
     evaluate_runs([run] if run2 is None else [run, run2], threshold, answer, as_json)
+
+
+@main.command()
+@_run
+@click.option("--to", "to", required=True, metavar="FORMAT", help="trl, trl-async, verl, skyrl, prime-rl, slime, ...")
+@click.option("--out", help="A .parquet or .jsonl file; RUN/export/FORMAT otherwise.")
+@click.option("--breaks", type=click.Choice(_BREAKS), default="fork", show_default=True, help="Segment breaks.")
+@click.option("--truncated", type=click.Choice(["keep", "mask", "drop"]), default="keep", show_default=True)
+@click.option("--forks", type=click.Choice(["keep", "longest", "last", "error"]), help="Episodes of several samples.")
+@click.option("--advantages", default="grpo", show_default=True, help="grpo, grpo_no_std, rloo, reinforce++, ...")
+@click.option("--zero-variance", type=click.Choice(_GROUPS), default="keep", show_default=True)
+@click.option("--incomplete", type=click.Choice(_GROUPS), help="Groups with too few scored episodes.")
+@click.option("--min-reward", type=float, help="Formats of chats: only episodes with at least this reward.")
+@_plainly
+def export(run: str, **asked: Any) -> None:
+    """Writes RUN for a named trainer (docs/export.md)."""
+    from rollout.export.exporting import Asked
+    from rollout.export.exporting import export as export_run
+
+    click.echo(export_run(run, Asked(**asked)))
 
 
 @main.group()
