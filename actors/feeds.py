@@ -6,7 +6,7 @@ become them. docs/feeding.md shows each.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, cast
 
@@ -18,7 +18,7 @@ from actors.foreign import imported
 from rollout.dataset import files_of, open_table
 from rollout.feeding import Share, one_file, whole_groups
 from rollout.rows import SCHEMA
-from rollout.samples import SAMPLES, to_samples
+from rollout.samples import COLUMNS, SAMPLES, to_samples
 from rollout.storage import Place, absolute
 
 ToSamples = Callable[[pa.Table], pa.Table]
@@ -37,7 +37,8 @@ class TorchSamples(IterableDataset[Any]):
     def __iter__(self) -> Iterator[dict[str, Any]]:
         worker = get_worker_info()
         number, count = (worker.id, worker.num_workers) if worker is not None else (0, 1)
-        share = Share((self._rank * count + number,), self._ranks * count)
+        # The groups of a rank are the same however many workers it or others have.
+        share = Share((self._rank + self._ranks * number,), self._ranks * count)
         for table in _tables(self._run, share, self._follow, self._samples):
             yield from _with_tensors(table)
 
@@ -92,15 +93,15 @@ def ray_samples(run: Place, *, samples: ToSamples = to_samples) -> Any:
     Groups are where their rows are, which may be in several files: `groupby("group_id")` brings them together.
     Raises UserError when Ray Data is not installed.
     """
-    return ray_rows(run).map_batches(samples, batch_size=None, batch_format="pyarrow")
+    return ray_rows(run, _columns(samples)).map_batches(samples, batch_size=None, batch_format="pyarrow")
 
 
-def ray_rows(run: Place, columns: list[str] | None = None) -> Any:
+def ray_rows(run: Place, columns: Sequence[str] | None = None) -> Any:
     """The same of the rows themselves, or of some of their columns."""
     data = imported("ray.data", "'ray[data]'")
     files = [{"path": file.path} for file in files_of(open_table(run))]
     if not files:
-        return data.from_arrow(cast(Any, SCHEMA).empty_table().select(columns or SCHEMA.names))
+        return data.from_arrow(cast(Any, SCHEMA).empty_table().select(list(columns or SCHEMA.names)))
     read = partial(_read, run=absolute(run), columns=columns)
     return data.from_items(files, override_num_blocks=len(files)).map_batches(read, batch_size=1)
 
@@ -113,8 +114,13 @@ def _shards(
 
 
 def _tables(run: str, share: Share, follow_seconds: float | None, samples: ToSamples) -> Iterator[pa.Table]:
-    for rows in whole_groups(run, share, follow_seconds):
+    for rows in whole_groups(run, share, follow_seconds, columns=_columns(samples)):
         yield samples(rows)
+
+
+def _columns(samples: ToSamples) -> tuple[str, ...] | None:
+    """What of a row has to be read; a function of somebody else may want anything."""
+    return COLUMNS if samples is to_samples else None
 
 
 def _with_tensors(table: pa.Table) -> Iterator[dict[str, Any]]:
@@ -128,7 +134,7 @@ def _tensor(value: Any) -> torch.Tensor | None:
     return torch.tensor(value.values.to_numpy(zero_copy_only=False)) if value.is_valid else None
 
 
-def _read(batch: dict[str, Any], run: str, columns: list[str] | None) -> Iterator[pa.Table]:
+def _read(batch: dict[str, Any], run: str, columns: Sequence[str] | None) -> Iterator[pa.Table]:
     for path in batch["path"]:
         for rows in one_file(run, str(path), columns):
             yield pa.Table.from_batches([rows])

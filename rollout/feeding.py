@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 from zlib import crc32
@@ -43,9 +43,8 @@ class Share:
     def __post_init__(self) -> None:
         """Raises UserError for numbers that no reader has."""
         if self.of < 1 or not all(0 <= number < self.of for number in self.numbers):
-            raise UserError(
-                f"share: readers {list(self.numbers)} of {self.of}: expected numbers from 0 to {self.of - 1}"
-            )
+            told = ", ".join(map(str, self.numbers))
+            raise UserError(f"reader {told} of {self.of}: expected numbers from 0 to {self.of - 1}")
 
     def holds(self, group_id: str) -> bool:
         """Whether the group is theirs: the same answer in every process."""
@@ -56,7 +55,7 @@ WHOLE = Share()
 """All groups."""
 
 
-def committed(run: Place, start: int = 0, columns: list[str] | None = None) -> Iterator[Any]:
+def committed(run: Place, start: int = 0, columns: Sequence[str] | None = None) -> Iterator[Any]:
     """Batches of the rows that are committed now, from number `start` on, in the order of their commits.
 
     Holds one batch, and on an object store the file it is from. Raises UserError when there is no run, RolloutError
@@ -82,16 +81,22 @@ def committed(run: Place, start: int = 0, columns: list[str] | None = None) -> I
                 break
 
 
-def one_file(run: Place, path: str, columns: list[str] | None = None) -> Iterator[Any]:
+def one_file(run: Place, path: str, columns: Sequence[str] | None = None) -> Iterator[Any]:
     """Batches of one file of the table, which merging keeps for `dataset.keep_hours` after it was listed."""
     return _batches(folder(inside(run, "episodes")), path, 0, columns)
 
 
 def whole_groups(
-    run: Place, share: Share = WHOLE, follow_seconds: float | None = None, partial: bool = False
+    run: Place,
+    share: Share = WHOLE,
+    follow_seconds: float | None = None,
+    *,
+    columns: Sequence[str] | None = None,
+    partial: bool = False,
 ) -> Iterator[Any]:
     """Tables of rows, each of one or more groups with all their rows, in the order in which groups got complete.
 
+    `columns` chooses some of the rows' columns, `group_id` among them.
     With `follow_seconds` it goes on with what is committed from now on, until nothing was for so long. With `partial`
     the groups that have not all their rows at the end come last; otherwise they are left out: the rest of them may
     still be played. Holds the rows of groups that have begun and are not complete, which are about as many as the run
@@ -101,7 +106,7 @@ def whole_groups(
     at, news = 0, time.monotonic()
     while True:
         before = at
-        for batch in committed(run, at):
+        for batch in committed(run, at, columns):
             at += batch.num_rows
             if (table := gathered.take(batch)) is not None:
                 yield table
@@ -152,9 +157,10 @@ def _from(files: list[RowFile], at: int) -> Iterator[tuple[RowFile, int]]:
         passed += file.rows
 
 
-def _batches(here: Any, path: str, skipped: int, columns: list[str] | None) -> Iterator[Any]:
+def _batches(here: Any, path: str, skipped: int, columns: Sequence[str] | None) -> Iterator[Any]:
+    wanted = None if columns is None else list(columns)
     with here.open(path) as source:
-        for batch in _parquet.ParquetFile(source).iter_batches(BATCH_ROWS, columns=columns, use_threads=False):
+        for batch in _parquet.ParquetFile(source).iter_batches(BATCH_ROWS, columns=wanted, use_threads=False):
             if skipped < batch.num_rows:
                 yield batch.slice(skipped)
             skipped = max(0, skipped - batch.num_rows)
