@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -84,12 +85,12 @@ def test_a_run_without_a_row_is_an_empty_dataset(data: Any, tmp_path: Path) -> N
     assert ray_samples(tmp_path).take_all() == []
 
 
-async def test_transfer_queue_gives_back_what_a_run_put_in(cluster: None, tmp_path: Path) -> None:
+def test_transfer_queue_gives_back_what_a_run_put_in(cluster: None, tmp_path: Path) -> None:
     tq = pytest.importorskip("transfer_queue")
     write(tmp_path / "run", 3)
     tq.init()
     try:
-        assert await feed(tmp_path / "run", "train") == 6
+        assert asyncio.run(feed(tmp_path / "run", "train")) == 6
         tags = tq.kv_list(partition_id="train")["train"]
         assert sorted(tags) == [f"run-{task}_{sample}_0" for task in range(3) for sample in range(2)]
         for sample in torch_samples(tmp_path / "run"):
@@ -102,7 +103,7 @@ async def test_transfer_queue_gives_back_what_a_run_put_in(cluster: None, tmp_pa
             assert (got["rm_scores"].sum(), got["rm_scores"][-1]) == (1.0, 1.0)
             assert tags[key]["uid"] == sample["group_id"]
             assert tags[key]["seq_len"] == len(sample["token_ids"])
-        assert await put_samples(SAMPLES.empty_table()) == []
+        assert asyncio.run(put_samples(SAMPLES.empty_table())) == []
     finally:
         tq.close()
 
