@@ -101,7 +101,7 @@ def _setting(job: Job, name: str, owner: str, policy: Policy, new_ledger: Callab
         model=job.names.model,
         context=context_of(config),
         restores=hosts.offer.restores,
-        vocabulary=_vocabulary(config),
+        vocabulary=vocabulary_of(config),
     )
 
 
@@ -154,7 +154,8 @@ def context_of(config: JobConfig) -> int | None:
     return limit or context_length(resolve_model(model.path))
 
 
-def _vocabulary(config: JobConfig) -> int | None:
+def vocabulary_of(config: JobConfig) -> int | None:
+    """Token ids of the model; None when nobody knows."""
     model = config.model
     folder = model.tokenizer if isinstance(model, OpenAIConfig) else model.path
     return vocabulary_size(resolve_model(folder)) if folder else None
@@ -171,13 +172,14 @@ def template_of(config: ReplicatedConfig | OpenAIConfig) -> ChatTemplate | None:
 def _policy(job: Job) -> tuple[Policy, Callable[[], Ledger]]:
     model = job.config.model
     template = template_of(model)
-    new_ledger = MessageLedger if template is None else partial(TokenLedger, template, _parser(job.config, template))
+    new_ledger = MessageLedger if template is None else partial(TokenLedger, template, parser_of(job.config, template))
     if isinstance(model, OpenAIConfig):
         return OpenAIPolicy(model), new_ledger
     return ServedPolicy(job.model, model.replicas, job.config.scheduler.silent_seconds), new_ledger
 
 
-def _parser(config: JobConfig, template: ChatTemplate) -> Parser:
+def parser_of(config: JobConfig, template: ChatTemplate) -> Parser:
+    """What reads a completion's text, as the job names it."""
     if config.model.parser == "hermes":
         return partial(hermes, in_reasoning=template.opens_with_reasoning)
     from actors.vllm_parsers import vllm_parser

@@ -95,9 +95,7 @@ class Committer:
 
     def files(self) -> list[RowFile]:
         """The files of the table, in the order of their commits."""
-        actions = cast(Any, pa).table(self._table.get_add_actions(flatten=True))
-        columns = [actions[name].to_pylist() for name in ("path", "size_bytes", "num_records", "modification_time")]
-        return sorted((RowFile(*values) for values in zip(*columns, strict=True)), key=lambda file: file.since)
+        return files_of(self._table)
 
     def commit(self, files: Sequence[RowFile]) -> None:
         """Makes the files part of the table, all or none.
@@ -106,8 +104,9 @@ class Committer:
         table is damaged or gone.
         """
         since = max(int(time.time() * 1000), self._since + 1)  # in order whatever the clock does
-        self._write([_add(file, since, new=True) for file in files])
-        self._since = since
+        # Each later than the one before: the order of rows is the same for whoever looks, also after a merge.
+        self._write([_add(file, since + number, new=True) for number, file in enumerate(files)])
+        self._since = since + max(len(files) - 1, 0)
 
     def replace(self, old: Sequence[RowFile], new: RowFile) -> None:
         """Puts one file that holds the same rows in the place of others, for every reader at once.
@@ -190,6 +189,17 @@ def open_table(run: Place) -> DeltaTable:
         raise UserError(f"{run}: no run here: expected {place}") from None
     except (DeltaError, OSError) as error:  # an object store that cannot be reached, say
         raise UserError(f"{run}: cannot be read: {_one_line(error)}") from error
+
+
+def files_of(table: DeltaTable) -> list[RowFile]:
+    """The files of a table, in the order of their commits.
+
+    Files are merged with their neighbours only and keep the order of their rows: what is committed is one sequence of
+    rows that grows at its end, whichever files hold it.
+    """
+    actions = cast(Any, pa).table(table.get_add_actions(flatten=True))
+    columns = [actions[name].to_pylist() for name in ("path", "size_bytes", "num_records", "modification_time")]
+    return sorted((RowFile(*values) for values in zip(*columns, strict=True)), key=lambda file: file.since)
 
 
 def _properties(keep_hours: int) -> dict[str, str]:

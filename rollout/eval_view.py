@@ -106,7 +106,8 @@ def read(run: Place, threshold: float, pattern: re.Pattern[str] | None = None) -
     left_out: Counter[str] = Counter()
     with opened(run) as database:
         for row in database.rows(_ROWS):
-            resource = str(names[row["task_index"] // LANE_TASKS]) if names else str(row["resource"])
+            lane: int = row["task_index"] // LANE_TASKS
+            resource = names[lane] if names else str(row["resource"])
             task = played.setdefault((resource, row["task_id"]), Played(row["task"]))
             if row["reward"] is None:
                 left_out[row["status"]] += 1
