@@ -280,6 +280,11 @@ def test_what_has_a_score_is_not_judged_again(counts: Path) -> None:
     assert same == first
     assert "0 judged, 0 failed, 6 were there" in said
     add(counts, asyncio.run(play("counter", (ADD, SUBMIT), 7)))
+    fresh = open_table(counts).to_pyarrow_dataset().to_table().sort_by("task_index").slice(7)
+    assert fresh["reward"].to_pylist() == [0.0]
+    assert overlaid(counts, fresh, first)["reward"].to_pylist() == [None]  # not the recorded one in its place
+    with opened(counts, first.name) as database:
+        assert database.rows("SELECT reward FROM episodes WHERE task_index = 7") == [{"reward": None}]
     assert "1 judged, 0 failed, 6 were there" in again(counts, asked("lenient"))[1]
     with opened(counts, first.name) as database:
         assert database.rows("SELECT count(*) AS n, count(DISTINCT episode_id) AS d FROM scores") == [{"n": 7, "d": 7}]
