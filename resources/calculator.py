@@ -28,6 +28,7 @@ class Calculator(Resource):
     name = "calculator"
     instructions = arithmetic.INSTRUCTIONS
     restores = "replay"
+    rescores = "transcript"
 
     def __init__(self, split: Literal["train", "heldout"] = "heldout", count: NonNegativeInt | None = None) -> None:
         self._split = split

@@ -33,6 +33,7 @@ class Counter(Resource):
 
     name = "counter"
     restores = "replay"
+    rescores = "replay"  # the total is judged
 
     def __init__(self, count: NonNegativeInt | None = None, target: NonNegativeInt = 4) -> None:
         self.num_tasks = count

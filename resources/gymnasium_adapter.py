@@ -72,6 +72,7 @@ class GymnasiumResource(StepResource):
     name = "gymnasium"
     instructions = "You play a game. Say one action a turn, and nothing else."
     restores = "replay"  # chance follows from the seed
+    rescores = "transcript"  # the step rewards are recorded
 
     def __init__(
         self,

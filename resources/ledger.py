@@ -69,6 +69,7 @@ class Ledger(Resource):
     name = "ledger"
     instructions = "You keep a bank's ledger. Use the tools; look a balance up when you need it."
     restores = "snapshot"
+    rescores = "replay"  # the accounts are judged
 
     def __init__(self, count: NonNegativeInt | None = None, orders: Annotated[int, Field(ge=1, le=50)] = 4) -> None:
         self.num_tasks = count

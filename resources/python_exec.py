@@ -50,13 +50,12 @@ for index, arguments in enumerate(job["calls"]):
 """
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Desk:
-    """A session: the hidden tests, and how often the policy ran something."""
+    """A session: the hidden tests. Nothing is kept from one program to the next."""
 
     function: str
     tests: Sequence[Mapping[str, Any]]
-    runs: int = 0
 
 
 class PythonExec(Resource):
@@ -72,6 +71,7 @@ class PythonExec(Resource):
     name = "python_exec"
     instructions = "You write Python with the standard library only."
     restores = "snapshot"  # no program need run twice, nor print the same again
+    rescores = "transcript"
 
     def __init__(
         self,
@@ -104,20 +104,21 @@ class PythonExec(Resource):
         Args:
             code: The whole program; nothing is kept from earlier runs.
         """
-        session.runs += 1
         return self._report(await self._sandbox.run(code))
 
     async def snapshot(self, session: Desk) -> bytes:
-        return str(session.runs).encode()
+        return b""
 
     async def restore(self, task: Task, seed: int, snapshot: bytes) -> Desk:
-        return Desk(task.data["function"], task.data["tests"], int(snapshot))
+        return Desk(task.data["function"], task.data["tests"])
 
     async def verify(self, session: Desk, transcript: Transcript) -> Score:
         """1.0 when all hidden tests pass, else 0.0; `tests` is the fraction that do."""
         blocks = _BLOCK.findall(transcript.answer)
         passed = await self._passed(session, blocks[-1]) if blocks else 0
-        counts = {"runs": float(session.runs), "handed_in": float(bool(blocks))}
+        said = transcript.messages[transcript.opening :]
+        made = [call["function"]["name"] for message in said for call in message.get("tool_calls", ())]
+        counts = {"runs": float(made.count("run_python")), "handed_in": float(bool(blocks))}
         return Score(float(passed == len(session.tests)), {"tests": passed / len(session.tests)}, counts)
 
     def gold(self, task: Task) -> Solution:

@@ -76,6 +76,7 @@ _overrides = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 _run = click.argument("run")
 _BREAKS = ["fork", "realign", "truncate", "per_turn"]
 _GROUPS = ["keep", "drop", "error"]
+_score = click.option("--score", metavar="NAME", help="Scores of `rollout rescore`; latest, or the recorded ones.")
 
 
 @main.command()
@@ -136,35 +137,93 @@ def submit(conf: str, overrides: tuple[str, ...], address: str, resume: bool, no
 @main.command()
 @_run
 @click.argument("episode", required=False)
+@_score
 @_plainly
-def show(run: str, episode: str | None) -> None:
+def show(run: str, episode: str | None, score: str | None) -> None:
     """Shows the episodes of RUN, or one of them in full."""
     from rollout.reading import show as show_run
 
-    show_run(run, episode)
+    show_run(run, episode, score=score)
 
 
 @main.command()
 @_run
 @click.option("--json", "as_json", is_flag=True, help="Numbers for programs.")
+@_score
 @_plainly
-def stats(run: str, as_json: bool) -> None:
+def stats(run: str, as_json: bool, score: str | None) -> None:
     """Shows the numbers of RUN."""
     from rollout.reading import stats as stats_run
 
-    stats_run(run, as_json)
+    stats_run(run, as_json, score=score)
 
 
 @main.command()
 @_run
 @click.argument("sql")
 @click.option("--format", "form", type=click.Choice(["table", "json", "csv"]), default="table")
+@_score
 @_plainly
-def query(run: str, sql: str, form: str) -> None:
+def query(run: str, sql: str, form: str, score: str | None) -> None:
     """Runs SQL over RUN: tables episodes, turns and tool_calls."""
     from rollout.reading import query as query_run
 
-    query_run(run, sql, form)
+    query_run(run, sql, form, score=score)
+
+
+@main.command()
+@_run
+@click.argument("options", nargs=-1, metavar="[OPTION=VALUE]...")
+@click.option("--resource", metavar="R", help="Whose verifier judges: a shipped name, module:Class or file.py:Class.")
+@click.option("--weights", metavar="NAME=NUMBER,...", help="Reward is the sum of these times the score's components.")
+@click.option("--name", help="Of the new version; given again, it goes on with it.  [default: score-1, score-2, ...]")
+@click.option("--base", default="recorded", show_default=True, help="Without --resource: whose components are weighed.")
+@click.option("--env", "environment", help="Which environment, where the run has several.")
+@click.option("--concurrency", type=click.IntRange(min=1), default=64, show_default=True, help="Episodes at once.")
+@click.option("--diff", nargs=2, metavar="A B", help="Only shows what differs between two versions of the scores.")
+@_plainly
+def rescore(run: str, diff: tuple[str, str] | None, **asked: Any) -> None:
+    """Judges the episodes of RUN again, without generating; lists the versions there are when not told how."""
+    from resources.catalog import code_digest, load_resource
+
+    from rollout.rescore_command import Asked, list_versions, print_difference, rescore_run
+
+    if diff is not None:
+        print_difference(run, *diff)
+    elif asked["resource"] is None and asked["weights"] is None:
+        list_versions(run)
+    else:
+        asked["options"] = parse_options(asked["options"])
+        _stoppable(lambda: rescore_run(run, Asked(**asked), load_resource, code_digest), "give the same command again")
+
+
+@main.command()
+@_run
+@click.argument("options", nargs=-1, metavar="[OPTION=VALUE]...")
+@click.option("--resource", metavar="R", help="Another environment than the run's own.")
+@click.option("--episodes", type=click.IntRange(min=1), help="Only so many, the first in the files.")
+@click.option("--env", "environment", help="Which environment, where the run has several.")
+@click.option("--concurrency", type=click.IntRange(min=1), default=64, show_default=True, help="Episodes at once.")
+@click.option("--json", "as_json", is_flag=True, help="A JSON line for each difference.")
+@_plainly
+def replay(run: str, options: tuple[str, ...], **asked: Any) -> None:
+    """Makes the recorded tool calls of RUN again and judges again; exit status 1 when anything differs."""
+    from resources.catalog import code_digest, load_resource
+
+    from rollout.replay_command import Asked, replay_run
+
+    mine = Asked(options=parse_options(options), **asked)
+    same = _stoppable(lambda: replay_run(run, mine, load_resource, code_digest), "nothing was written")
+    sys.exit(0 if same else 1)
+
+
+def _stoppable(work: Callable[[], Any], left: str) -> Any:
+    """What `work` gives; Ctrl-C is status 75 with a word on what is left."""
+    try:
+        return work()
+    except KeyboardInterrupt:
+        click.echo(f"rollout: stopped with work left; {left}", err=True)
+        sys.exit(STOPPED)
 
 
 @main.command()

@@ -89,6 +89,7 @@ async def check(resource: Resource, samples: int = 3, seed: int = 0) -> list[Fin
         ("bad calls are told to the policy", _bad_calls_are_told),
         ("a truncated episode can be judged", _truncated_can_be_judged),
         ("a session is restored as it says", _sessions_are_restored),
+        ("an episode is judged again as it says", _episodes_are_judged_again),
         ("sessions close, once", _sessions_close),
     )
     bench = _Bench(resource, SessionTable(resource), samples, seed)
@@ -260,6 +261,27 @@ async def _sessions_are_restored(bench: _Bench) -> str:
                 pass
             if difference := _difference(whole, await play.end()):
                 return f"{task.id}: left after {half} steps and restored, {difference}"
+    return ""
+
+
+async def _episodes_are_judged_again(bench: _Bench) -> str:
+    """A session that saw nothing, or the same calls again, judges a finished episode as its own session did."""
+    if bench.resource.rescores is None:
+        return ""
+    for task in bench.tasks():
+        for solution in (bench.best(task), bench.resource.wrong(task)):
+            async with bench.open(task, solution) as play:
+                while await play.step():
+                    pass
+                whole = await play.end()
+            async with bench.open(task, solution) as again:
+                while bench.resource.rescores == "replay" and await again.step():
+                    pass
+                again.messages, again.results = play.messages, play.results
+                if (score := (await again.end()).score) != whole.score:
+                    return (
+                        f"{task.id}: judged again by {bench.resource.rescores}, the score is {score}, not {whole.score}"
+                    )
     return ""
 
 

@@ -16,6 +16,7 @@ import pyarrow  # pyright: ignore[reportMissingTypeStubs]
 from rollout.dataset import open_table
 from rollout.errors import UserError
 from rollout.rows import SCHEMA  # pyright: ignore[reportUnknownVariableType]
+from rollout.scores import COLUMNS, Version, covering, find
 from rollout.storage import Place, folder, inside, is_remote
 
 pa = cast(Any, pyarrow)
@@ -34,10 +35,15 @@ CREATE VIEW tool_calls AS
 
 
 class Database:
-    """The views `episodes` (a row an episode), `turns` and `tool_calls` of what was committed when it was opened."""
+    """The views `episodes` (a row an episode), `turns` and `tool_calls` of what was committed when it was opened.
 
-    def __init__(self, run: Place) -> None:
-        """Raises UserError when there is no run at `run`."""
+    With a version of the scores, `episodes` has its rewards, components and metrics, `recorded` those of the rows, and
+    `scores` the version's own rows, with their failures.
+    """
+
+    def __init__(self, run: Place, score: str | None = None) -> None:
+        """Raises UserError when there is no run at `run`, or no version of its scores named `score`."""
+        version = None if score is None else find(run, score)
         table = open_table(run)
         # Paths of the actions, not the table's URIs: those write a space as %20.
         self._paths: list[str] = pa.table(table.get_add_actions(flatten=True))["path"].to_pylist()
@@ -45,14 +51,33 @@ class Database:
         # Names that are no table are an error, not a variable of ours.
         self._duck = duckdb.connect(config={"python_enable_replacements": "false"})
         self._duck.execute("SET TimeZone = 'UTC'")
+        self._run = run
+        rows = "episodes" if version is None else "recorded"
         if is_remote(run):  # DuckDB alone reaches no object store
-            self._duck.register("episodes", cast(Any, table).to_pyarrow_dataset())
+            self._duck.register(rows, cast(Any, table).to_pyarrow_dataset())
         elif self._paths:
             files = [inside(self._folder.place, path) for path in self._paths]
-            self._duck.read_parquet(files, union_by_name=True).create_view("episodes")
+            self._duck.read_parquet(files, union_by_name=True).create_view(rows)
         else:
-            self._duck.register("episodes", cast(Any, SCHEMA).empty_table())
+            self._duck.register(rows, cast(Any, SCHEMA).empty_table())
+        if version is not None:
+            self._overlay(version, rows, "episodes", "scores")
         self._duck.execute(_VIEWS)
+
+    def scored(self, view: str, score: str) -> None:
+        """Makes a view of the episodes with another version's scores. Raises UserError when there is none."""
+        if (version := find(self._run, score)) is None:
+            self._duck.execute(f"CREATE VIEW {view} AS SELECT * FROM episodes")
+        else:
+            self._overlay(version, "episodes", view, f"{view}_scores")
+
+    def _overlay(self, version: Version, rows: str, view: str, scores: str) -> None:
+        """`view` is `rows` with the version's scores, which are `scores`; null where it has none."""
+        self._duck.register(scores, cast(Any, open_table(self._run, version.table)).to_pyarrow_dataset())
+        covered = covering(version).replace("task_index", "r.task_index")
+        chosen = ", ".join(f"CASE WHEN {covered} THEN s.{name} ELSE r.{name} END AS {name}" for name in COLUMNS)
+        joined = f"{rows} r LEFT JOIN {scores} s USING (episode_id)"
+        self._duck.execute(f"CREATE VIEW {view} AS SELECT r.* REPLACE ({chosen}) FROM {joined}")
 
     def files(self) -> Iterator[Any]:
         """The Parquet files, each open until the next."""
@@ -63,6 +88,10 @@ class Database:
     def register(self, name: str, batches: Any) -> None:
         """Makes a reader of Arrow batches a view, which can be read once."""
         self._duck.register(name, batches)
+
+    def execute(self, sql: str) -> None:
+        """A statement of ours, such as a view."""
+        self._duck.execute(sql)
 
     def rows(self, sql: str, *values: Any) -> list[dict[str, Any]]:
         """All rows of a query of ours."""
@@ -88,9 +117,9 @@ class Database:
 
 
 @contextmanager
-def opened(run: Place) -> Generator[Database]:
-    """The rows of a run. Raises UserError when there is no run at `run`."""
-    database = Database(run)
+def opened(run: Place, score: str | None = None) -> Generator[Database]:
+    """The rows of a run, with the scores of a version. Raises UserError when there is no run or no such version."""
+    database = Database(run, score)
     try:
         yield database
     finally:

@@ -67,10 +67,10 @@ def write_file(table: str, rows: pa.Table) -> RowFile:
 
 
 class Committer:
-    """The one writer of a run's table."""
+    """The one writer of a run's table, or of another that is written as it is."""
 
-    def __init__(self, place: str, run_id: str) -> None:
-        """Opens the table at `place`, creating it when there is none.
+    def __init__(self, place: str, run_id: str, schema: pa.Schema = SCHEMA) -> None:
+        """Opens the table at `place`, creating it when there is none. Transactions are numbered for `run_id`.
 
         Raises UserError when the folder can hold none (Delta reads %20 and the like in a path as one character),
         RolloutError when the disk is full.
@@ -78,7 +78,8 @@ class Committer:
         self.folder = place
         self._run_id = run_id
         try:
-            DeltaTable.create(place, SCHEMA, mode="ignore", name="episodes", configuration=_properties(KEEP_HOURS))
+            name = place.rstrip("/").rpartition("/")[2]
+            DeltaTable.create(place, schema, mode="ignore", name=name, configuration=_properties(KEEP_HOURS))
             self._table = DeltaTable(place)
         except (DeltaError, OSError) as error:
             line = f"{place}: cannot hold the dataset: {_one_line(error)}"
@@ -180,9 +181,9 @@ class Committer:
         return len(stray)
 
 
-def open_table(run: Place) -> DeltaTable:
-    """The table of a run for reading. Raises UserError when `run` is none."""
-    place = inside(run, "episodes")
+def open_table(run: Place, name: str = "episodes") -> DeltaTable:
+    """A table of a run for reading. Raises UserError when `run` has none of that name."""
+    place = inside(run, name)
     try:
         return DeltaTable(place)
     except TableNotFoundError:

@@ -15,7 +15,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -26,7 +25,7 @@ from rollout.lifetime import opened
 from rollout.protocols import Ledger, Policy, Recorded, Seeded, Session, Sessions
 from rollout.restoring import Diverged, Record
 from rollout.saved import Saved
-from rollout.soundness import check_completion
+from rollout.soundness import check_completion, check_score
 from rollout.tool_use import TRANSPORT_SECONDS, unanswered, use_tools
 from rollout.trajectory import (
     Agent,
@@ -292,7 +291,7 @@ class _Episode:
         seconds = self.setting.limits.verify_seconds
         began = time.monotonic()
         async with boundary(FailureKind.VERIFY, self.setting.resource, seconds + TRANSPORT_SECONDS):
-            score = _sound(await session.verify(transcript, seconds))
+            score = check_score(await session.verify(transcript, seconds))
         self.verify_seconds = time.monotonic() - began
         return score
 
@@ -342,12 +341,3 @@ def _answer(use: ToolUse, implied: bool) -> Message:
     if implied:
         return {"role": "user", "content": use.result.content}
     return {"role": "tool", "content": use.result.content, "tool_call_id": use.call.id, "name": use.call.name}
-
-
-def _sound(score: Score) -> Score:
-    """The score in plain numbers. A verifier may return anything; raises what makes it none."""
-    reward = float(score.reward)
-    if not math.isfinite(reward):
-        raise ValueError(f"the verifier's reward is {reward}")
-    components = {str(name): float(value) for name, value in score.components.items()}
-    return Score(reward, components, {str(name): float(value) for name, value in score.metrics.items()})

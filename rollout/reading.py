@@ -27,10 +27,13 @@ _ORDER = "task_index, sample_index, episode_id"
 _encode = msgspec.json.Encoder(enc_hook=str, decimal_format="number").encode
 
 
-def stats(run: Place, as_json: bool = False, console: Console | None = None) -> None:
-    """Prints the numbers of a run. Raises UserError when there is no run at `run`."""
+def stats(run: Place, as_json: bool = False, console: Console | None = None, score: str | None = None) -> None:
+    """Prints the numbers of a run, rewards as a version of its scores has them.
+
+    Raises UserError when there is no run at `run` or no such version.
+    """
     console = console or Console(highlight=False)
-    values = numbers(run)
+    values = numbers(run, score)
     if as_json:
         _plain(console, msgspec.json.format(_encode(values)).decode())
     else:
@@ -40,14 +43,19 @@ def stats(run: Place, as_json: bool = False, console: Console | None = None) -> 
 
 
 def query(
-    run: Place, sql: str, form: Literal["table", "json", "csv"] | str = "table", console: Console | None = None
+    run: Place,
+    sql: str,
+    form: Literal["table", "json", "csv"] | str = "table",
+    console: Console | None = None,
+    score: str | None = None,
 ) -> None:
     """Prints what SQL over `episodes`, `turns` and `tool_calls` gives: a table, JSON lines or CSV.
 
-    Raises UserError with DuckDB's message, and when there is no run at `run`.
+    With a version of the scores, `episodes` has those; `recorded` and `scores` are there too. Raises UserError with
+    DuckDB's message, and when there is no run at `run` or no such version.
     """
     console = console or Console(highlight=False)
-    with opened(run) as database, database.asked(sql) as (columns, rows):
+    with opened(run, score) as database, database.asked(sql) as (columns, rows):
         if form == "json":
             for row in rows:
                 _plain(console, _encode(row).decode())
@@ -58,14 +66,14 @@ def query(
             _print_table(console, columns, rows)
 
 
-def show(run: Place, episode: str | None = None, console: Console | None = None) -> None:
+def show(run: Place, episode: str | None = None, console: Console | None = None, score: str | None = None) -> None:
     """Prints the first episodes of a run, or all of one that is named by its id, the start of it, its end
-    (TASK-SAMPLE) or its number in the list.
+    (TASK-SAMPLE) or its number in the list; with a version's scores where one is named.
 
     Raises UserError naming the nearest when there is no such episode, and when there is no run at `run`.
     """
     console = console or Console(highlight=False)
-    with opened(run) as database:
+    with opened(run, score) as database:
         if episode is None:
             _print_episodes(console, database)
             return

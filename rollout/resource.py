@@ -38,7 +38,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 from pydantic.fields import FieldInfo
 
 from rollout.errors import ToolError
-from rollout.trajectory import Message, Restores, Score, Task, ToolResult, ToolSpec, Transcript
+from rollout.trajectory import Message, Rescores, Restores, Score, Task, ToolResult, ToolSpec, Transcript
 
 ToolFunction = Callable[..., Awaitable[Any]]
 F = TypeVar("F", bound=ToolFunction)
@@ -100,6 +100,10 @@ class Resource:
     """How an episode goes on whose runner died. `replay`: a fresh session is given the recorded tool calls again, and
     its answers must be the recorded ones; for tools that depend on nothing but the session, its seed and the calls.
     `snapshot`: a session is made from what `snapshot` gave after the last turn. None: the episode starts again."""
+    rescores: ClassVar[Rescores | None] = None
+    """How a finished episode is judged again (`rollout rescore`). `transcript`: `verify` needs nothing of a session but
+    what `seed_session` puts there, so a fresh one does. `replay`: it judges the state that the tools left, so a fresh
+    session is given the recorded calls again, and its answers must be the recorded ones. None: it cannot be."""
     num_tasks: int | None = None
     """How many tasks `tasks` yields, where that is known beforehand."""
 

@@ -2,14 +2,16 @@
 
 The episode is played again from its record: the ledger takes the very ids that were sampled, tools are called again
 (`replay`) or the session goes on from a snapshot and their answers are taken from the record. Either way the turn that
-comes out must be the recorded one, so that nobody who reads the row can tell where it was broken off.
+comes out must be the recorded one, so that nobody who reads the row can tell where it was broken off. What counts as
+the same answer of a tool is said here once, for `rollout.replaying` too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import zip_longest
+from typing import Any
 
 from rollout.errors import RolloutError
 from rollout.saved import Saved
@@ -19,6 +21,38 @@ from rollout.trajectory import Completion, Prompt, Restores, ToolUse, Turn
 
 class Diverged(RolloutError):
     """What was rebuilt is not what was recorded: the episode has to start again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One thing that a tool call gives otherwise now."""
+
+    call: int
+    """Its place among the calls of its turn."""
+    what: str
+    """`call`, `content`, `error`, `done`, `reward` or `skipped`."""
+    then: Any
+    now: Any
+
+    def __str__(self) -> str:
+        return f"call {self.call}: {self.what} was {self.then!r}, is {self.now!r}"[:500]
+
+
+RESULT = ("content", "error", "done", "reward", "skipped")
+"""What is compared of a tool's result: all but its seconds."""
+
+
+def differences(
+    then: Sequence[ToolUse], now: Sequence[ToolUse], compared: Sequence[str] = RESULT
+) -> Iterator[Difference]:
+    """What differs between the recorded tool calls of a turn and those of now, in the order of the calls."""
+    for place, (before, after) in enumerate(zip_longest(then, now)):
+        if before is None or after is None or before.call != after.call:
+            yield Difference(place, "call", before and before.call, after and after.call)
+            continue
+        for name in compared:
+            if (old := getattr(before.result, name)) != (new := getattr(after.result, name)):
+                yield Difference(place, name, old, new)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +100,8 @@ class Record:
         recorded = self.turns[number].turn
         if turn.segments != recorded.segments:
             raise Diverged(f"turn {number}: what the policy said is read otherwise")
-        for now, then in zip_longest(_timeless(turn.tool_uses), _timeless(recorded.tool_uses)):
-            if now != then:
-                raise Diverged(f"turn {number}: what a tool answered was {then}, is {now}"[:500])
+        if (first := next(differences(recorded.tool_uses, turn.tool_uses), None)) is not None:
+            raise Diverged(f"turn {number}: {first}")
         return recorded
 
 
@@ -78,7 +111,3 @@ def _ends_prompt(recorded: Turn, ids: Sequence[int]) -> bool:
     if not ids or added is None:
         return True  # the endpoint renders the prompt; what it is made from is compared
     return list(ids[len(ids) - len(added) :]) == list(added) and told in (None, len(ids))
-
-
-def _timeless(uses: Sequence[ToolUse]) -> list[ToolUse]:
-    return [replace(use, result=replace(use.result, seconds=0.0)) for use in uses]

@@ -141,28 +141,29 @@ def weight(trajectory: Trajectory) -> int:
 def _fitting(trajectory: Trajectory) -> pa.Table:
     """A table of the one row: as it is, as UTF-8 can hold it, or a failure in its place."""
     try:
-        return _table([_utf8(to_row(trajectory))])
+        return _table([utf8(to_row(trajectory))])
     except _UNFIT as error:
         failure = Failure(FailureKind.INTERNAL, "to_row", describe(error))
     lease = replace(trajectory.lease, task=replace(trajectory.lease.task, messages=(), data={}))
     bare = replace(trajectory, lease=lease, messages=(), turns=(), score=None, failure=failure)
-    return _table([_utf8(to_row(replace(bare, stop_reason=StopReason.FAILED)))])
+    return _table([utf8(to_row(replace(bare, stop_reason=StopReason.FAILED)))])
 
 
 def _table(rows: list[dict[str, Any]]) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=SCHEMA)
 
 
-def _utf8(value: Any) -> Any:
-    """JSON can write half a surrogate pair, which is a character in Python but not in a file."""
+def utf8(value: Any) -> Any:
+    """A value with all its text as a file can hold it: JSON can write half a surrogate pair, which is a character in
+    Python but not in UTF-8."""
     if isinstance(value, str):
         return value.encode("utf-8", "replace").decode()
     if isinstance(value, dict):
-        return {key: _utf8(entry) for key, entry in cast(dict[str, Any], value).items()}
+        return {key: utf8(entry) for key, entry in cast(dict[str, Any], value).items()}
     if isinstance(value, list):
-        return [_utf8(entry) for entry in cast(list[Any], value)]
+        return [utf8(entry) for entry in cast(list[Any], value)]
     if isinstance(value, tuple):  # an entry of a map
-        return tuple(_utf8(entry) for entry in cast(tuple[Any, ...], value))
+        return tuple(utf8(entry) for entry in cast(tuple[Any, ...], value))
     return value
 
 

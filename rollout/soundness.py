@@ -1,4 +1,4 @@
-"""Whether a completion can be what an engine sampled.
+"""Whether a completion can be what an engine sampled, and a score what a row can hold.
 
 An engine that is broken seldom says so: it returns ids no tokenizer knows, logprobs of another length, a count that is
 not that of the prompt. None of that may become a turn: it would be learned from. It is the model's failure, and the
@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 
 from rollout.errors import ResourceDown
-from rollout.trajectory import Completion, FinishReason, Prompt
+from rollout.trajectory import Completion, FinishReason, Prompt, Score
 
 
 def check_completion(prompt: Prompt, completion: Completion, vocabulary: int | None) -> None:
@@ -18,6 +18,15 @@ def check_completion(prompt: Prompt, completion: Completion, vocabulary: int | N
     None when nobody knows. One pass over ids and logprobs."""
     if (wrong := _wrong(prompt, completion, vocabulary)) is not None:
         raise ResourceDown(f"{completion.replica or 'the engine'} gave garbage: {wrong}")
+
+
+def check_score(score: Score) -> Score:
+    """The score in plain numbers. A verifier may return anything; raises what makes it none."""
+    reward = float(score.reward)
+    if not math.isfinite(reward):
+        raise ValueError(f"the verifier's reward is {reward}")
+    components = {str(name): float(value) for name, value in score.components.items()}
+    return Score(reward, components, {str(name): float(value) for name, value in score.metrics.items()})
 
 
 def _wrong(prompt: Prompt, completion: Completion, vocabulary: int | None) -> str | None:

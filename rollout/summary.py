@@ -75,9 +75,12 @@ def summary(run: Place) -> str:
     return "\n".join(line.rstrip() for line in captured.get().rstrip("\n").splitlines())
 
 
-def numbers(run: Place) -> Numbers:
-    """The numbers of a run as JSON values. Seconds are means an episode. Raises UserError when there is no run."""
-    with opened(run) as database:
+def numbers(run: Place, score: str | None = None) -> Numbers:
+    """The numbers of a run as JSON values, rewards as a version of its scores has them. Seconds are means an episode.
+
+    Raises UserError when there is no run or no such version.
+    """
+    with opened(run, score) as database:
         environment = _environment(run)
         details = {"drift": drift(database), "selection": selection(database, environment)}
         return _overview(database, environment) | details

@@ -38,6 +38,7 @@ __all__ = [
     "Limits",
     "Message",
     "Prompt",
+    "Rescores",
     "Restores",
     "Sampling",
     "Score",
@@ -59,6 +60,8 @@ __all__ = [
 
 Restores = Literal["replay", "snapshot"]
 """How the session of an episode that was broken off is restored: see `Resource.restores`."""
+Rescores = Literal["transcript", "replay"]
+"""What a finished episode is judged by again: see `Resource.rescores`."""
 
 
 @dataclass(frozen=True, slots=True)

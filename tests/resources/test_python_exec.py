@@ -192,7 +192,6 @@ async def test_the_tool_says_how_a_program_ended() -> None:
     assert await resource.run_python(session, "import sys; sys.exit(3)") == "[exit status 3]"
     assert await resource.run_python(session, "import os; os.abort()") == "[killed by SIGABRT]"
     assert "ran longer than 1 s" in await resource.run_python(session, "import time; time.sleep(100)")
-    assert session.runs == 5
 
 
 @pytest.mark.timeout(120)

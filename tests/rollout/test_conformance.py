@@ -200,6 +200,16 @@ class Restored(Emptied):
         return Purse(task.data["wanted"], snapshot[0])
 
 
+class Looking(Good):
+    """Judges the purse, and says that the conversation is enough."""
+
+    rescores = "transcript"
+
+
+class Retold(Good):
+    rescores = "replay"
+
+
 class Leaky(Good):
     async def close(self, session: Purse) -> None:
         raise RuntimeError("the purse is stuck")
@@ -240,7 +250,7 @@ async def failed(resource: Resource) -> dict[str, str]:
     return {finding.name: finding.detail for finding in await check(resource) if not finding.ok}
 
 
-@pytest.mark.parametrize("resource", [Good(), Talk(), Restored()])
+@pytest.mark.parametrize("resource", [Good(), Talk(), Restored(), Retold()])
 async def test_a_good_resource_passes(resource: Resource) -> None:
     assert await failed(resource) == {}
 
@@ -264,6 +274,7 @@ async def test_a_good_resource_passes(resource: Resource) -> None:
         (Unlike(), "a session is restored as it says", "the restored session opens with"),
         (Emptied(), "a session is restored as it says", "steps and restored, call"),
         (Promising(), "a session is restored as it says", "there is no snapshot after call"),
+        (Looking(), "an episode is judged again as it says", "judged again by transcript, the score is"),
         (Leaky(), "sessions close, once", "the purse is stuck"),
         (Down(), "gold scores 1.0", "no purses"),
         (Asserting(), "a truncated episode can be judged", "an empty purse"),
@@ -276,7 +287,7 @@ async def test_each_fault_is_found_by_the_check_that_looks_for_it(resource: Reso
 
 
 @pytest.mark.parametrize(
-    "resource", [NoGold(), Undescribed(), Generous(), Shared(), Fragile(), Unlike(), Emptied(), Promising()]
+    "resource", [NoGold(), Undescribed(), Generous(), Shared(), Fragile(), Unlike(), Emptied(), Promising(), Looking()]
 )
 async def test_a_single_fault_fails_nothing_else(resource: Resource) -> None:
     assert len(await failed(resource)) == 1
