@@ -201,9 +201,13 @@ class Driver:
             self.scheduler.settle(name, written.episode_ids)
             self._kept += 1
         if held and self.scheduler.finished:
-            for runner in self._runners.values():  # those that wait for something to happen wait for nothing
-                runner.wake.remote()
+            self._wake_runners()
         return [episode_id for written in held for episode_id in written.episode_ids]
+
+    def _wake_runners(self) -> None:
+        """Those that wait for something to tell wait for nothing."""
+        for runner in self._runners.values():
+            runner.wake.remote()
 
     async def _commit(self, files: list[RowFile]) -> None:
         began = time.monotonic()

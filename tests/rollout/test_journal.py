@@ -121,7 +121,7 @@ async def test_files_roll_and_go_when_no_unfinished_episode_stands_in_them(tmp_p
         await settled(lambda: "runner-a-0-0006.turns" in files(tmp_path))
         await settled(lambda: len(files(tmp_path)) == 1)
         assert not running._places.keys() - {"run-6-0"}, "memory follows what is in flight"  # pyright: ignore[reportPrivateUsage]
-        assert sum(running._live.values()) == 1  # pyright: ignore[reportPrivateUsage]
+        await settled(lambda: sum(running._live.values()) == 1)  # pyright: ignore[reportPrivateUsage]
 
 
 async def test_an_episode_that_ends_before_its_turns_are_written_is_not_written(tmp_path: Path) -> None:
