@@ -28,17 +28,17 @@ class Trainer:
         self.out = out
         self._heard = 0
 
-    def ask(self, verb: str) -> dict[str, Any]:
+    def ask(self, verb: str, seconds: float = PATIENCE) -> dict[str, Any]:
         """Has it do something; what it tells of that."""
         self.tell(verb)
-        return self.hear()
+        return self.hear(seconds)
 
     def tell(self, verb: str) -> None:
         assert self.process.stdin is not None
         self.process.stdin.write(verb + "\n")
         self.process.stdin.flush()
 
-    def hear(self) -> dict[str, Any]:
+    def hear(self, seconds: float = PATIENCE) -> dict[str, Any]:
         """Its next line."""
 
         def line() -> str | None:
@@ -48,7 +48,7 @@ class Trainer:
             assert self.process.poll() is None, self.out.read_text()
             return None
 
-        said = json.loads(until(line, "it says something"))
+        said = json.loads(until(line, "it says something", seconds))
         self._heard += 1
         return said
 
@@ -60,7 +60,9 @@ class Trainer:
 
 
 @contextmanager
-def trainer(folder: Path, head: Head, overrides: list[str], conf: str = "scripted", **asked: Any) -> Iterator[Trainer]:
+def trainer(
+    folder: Path, head: Head, overrides: list[str], conf: str = "scripted", seconds: float = PATIENCE, **asked: Any
+) -> Iterator[Trainer]:
     """A trainer on a cluster, open for its first step."""
     out = folder / f"trainer-{len(list(folder.glob('trainer-*')))}.log"
     asked = {"folders": [str(folder)], "groups": 3, "address": head.address, **asked}
@@ -77,7 +79,7 @@ def trainer(folder: Path, head: Head, overrides: list[str], conf: str = "scripte
         )
     try:
         started = Trainer(process, out)
-        assert "open" in started.hear()
+        assert "open" in started.hear(seconds)
         yield started
     finally:
         end(process)
