@@ -23,7 +23,7 @@ from actors.connection import check_room, connect, disconnect
 from actors.driver import Driver
 from actors.job import new_driver, new_scheduler
 from actors.publisher import Publisher, read_edition
-from actors.weights import Weights
+from actors.weights import new_weights
 from rollout.config import JobConfig
 from rollout.dataset import Committer, RowFile
 from rollout.demand import Demand
@@ -183,7 +183,7 @@ class Service:
         history = read_history(path) if (path := config.scheduler.history) else None
         done = committer.done(config.run.group_size)
         lanes = lanes_of(config, resources, run.run_id, done, history, left, endless=True)
-        weights = ray.remote(Weights).options(num_cpus=0, max_restarts=-1, max_concurrency=1000).remote(edition)
+        weights = new_weights(edition)
         async with started(config, run.run_id, run.episodes, weights=weights) as cluster:
             live = Live(Console(quiet=True))
             scheduler = new_scheduler(config, lanes, self._demand)

@@ -17,6 +17,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
+import ray
 from ray.exceptions import RayError
 
 from rollout.errors import RolloutError, describe
@@ -51,7 +52,7 @@ class Taken:
 
 
 class Weights:
-    """The newest edition and who has it. Plain asyncio: `actors.service` makes it an actor."""
+    """The newest edition and who has it. Plain asyncio: `new_weights` makes it an actor."""
 
     def __init__(self, first: Edition) -> None:
         self._newest = first
@@ -74,6 +75,11 @@ class Weights:
                 async with asyncio.timeout(hold):
                     await self._news.wait()
         return self._newest
+
+
+def new_weights(first: Edition) -> Any:
+    """A `Weights` that is starting. Each replica holds a call of it."""
+    return ray.remote(Weights).options(num_cpus=0, max_restarts=-1, max_concurrency=1000).remote(first)
 
 
 class Follower:

@@ -17,7 +17,7 @@ from ray_jobs import PATIENCE, Head, end, keys, rows, until
 
 DICE = f"{Path(__file__).parent / 'dice.py'}:Dice"
 JOB = [f"resource.name={DICE}", "resource.options.count=10", "run.samples_per_task=4", "run.over_sample=1"]
-JOB += ["model.latency_seconds=0.05", "scheduler.in_flight=40"]
+JOB += ["model.latency_seconds=0.1", "model.latency_spread=1.0", "scheduler.in_flight=40"]
 
 
 class Trainer:
