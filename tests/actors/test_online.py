@@ -115,8 +115,8 @@ def test_groups_are_whole_not_too_old_and_each_is_accounted_for(tmp_path: Path, 
     entries = reads(tmp_path)
     verdicts = {row["group_id"]: row["verdict"] for row in entries}
     assert {group for group, verdict in verdicts.items() if verdict == "trained"} == set(handed)
-    assert told["trained"] == 12
-    assert told["filtered"] == Counter(verdicts.values())["filtered"] > 0
+    assert told["trained"] == 12, "all are acknowledged by the publish behind them"
+    assert 0 < told["filtered"] <= Counter(verdicts.values())["filtered"], "it may have filtered more since"
     committed = rows(tmp_path / "run")
     assert len(keys(tmp_path / "run")) == len(set(keys(tmp_path / "run")))
     assert {row["step"] for row in committed} > {0, 1}
