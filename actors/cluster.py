@@ -61,11 +61,12 @@ class Cluster:
 
 @asynccontextmanager
 async def started(
-    config: JobConfig, run_id: str, table: str, tell: Callable[[str], None] = log.debug
+    config: JobConfig, run_id: str, table: str, tell: Callable[[str], None] = log.debug, weights: Any = None
 ) -> AsyncIterator[Cluster]:
     """Model replicas and resource hosts of a job, ready to serve, until the block is left.
 
-    `tell` hears about once a second what is waited for: `model replicas: 1 of 2 ready, 41 s`.
+    `tell` hears about once a second what is waited for: `model replicas: 1 of 2 ready, 41 s`. `weights` is what the
+    replicas follow (`actors.weights`), where their weights change.
     Raises UserError when the cluster has not what the job asks for, or when the resource cannot be made.
     """
     names, config = Names.of(config), located(config)
@@ -75,7 +76,7 @@ async def started(
     seconds = config.scheduler.start_seconds
     try:
         offering = await _offering(config, handles, seconds, tell)
-        async with _model(config, run_id, tell) as model:
+        async with _model(config, run_id, tell, weights) as model:
             job = Job(config, names, run_id, table, offering, model)
             runners += [_new_runner(job) for _ in range(config.scheduler.runners)]
             ready = [runner.start.remote() for runner in runners]
@@ -90,14 +91,14 @@ async def started(
 
 
 @asynccontextmanager
-async def _model(config: JobConfig, run_id: str, tell: Callable[[str], None]) -> AsyncIterator[Any]:
+async def _model(config: JobConfig, run_id: str, tell: Callable[[str], None], weights: Any) -> AsyncIterator[Any]:
     if isinstance(config.model, OpenAIConfig):
         yield None
         return
     from actors.model import deploy, undeploy
 
-    name = _application(run_id)
-    handle = await deploy(config, name, tell=tell)
+    name = application(run_id)
+    handle = await deploy(config, name, tell=tell, weights=weights)
     try:
         yield handle
     finally:
@@ -107,12 +108,13 @@ async def _model(config: JobConfig, run_id: str, tell: Callable[[str], None]) ->
             log.warning("%s was not ended: %s", name, error)
 
 
-def _application(run_id: str) -> str:
+def application(run_id: str) -> str:
+    """What Serve calls the model of a run."""
     return f"rollout-{run_id}"
 
 
 def _mender(job: Job, hosts: list[Any]) -> Mender:
-    model, name = job.config.model, _application(job.run_id)
+    model, name = job.config.model, application(job.run_id)
     if isinstance(model, OpenAIConfig):
         return Mender(hosts, 0, list)
     from actors.model import replicas_of

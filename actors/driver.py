@@ -64,6 +64,8 @@ class Driver:
     silent_seconds: float
     export: Callable[[Iterable[Sample]], None] | None = None
     """Takes the run's metrics every few seconds."""
+    committed: Callable[[list[RowFile]], None] | None = None
+    """Hears of the files of every commit."""
     watch: Watch = field(default_factory=Watch)
     tally: Tally = field(default_factory=Tally)
     meters: Meters = field(default_factory=Meters)
@@ -218,6 +220,8 @@ class Driver:
             raise Stuck(f"{self.keeper.committer.folder}: cannot commit: {error.strerror or error}") from error
         self.meters.latencies.observe("commit", time.monotonic() - began)
         self.meters.committed += sum(file.rows for file in files)
+        if self.committed is not None:
+            self.committed(files)
 
     async def _bury(self, name: str, why: str) -> None:
         """Gives a runner up: its samples go to others, or become failed rows when they have no attempt left."""
@@ -272,6 +276,8 @@ class Driver:
     async def _show(self) -> None:
         due = 0.0
         while not self._over:
+            if self.scheduler.resting:  # a trainer's turn: that nothing ends means nothing
+                self.watch.dog.ended(time.monotonic())
             outlook = self.watch.look()
             waiting = outlook.waiting or (None if self._runners else "a runner")
             self.live.update(self.tally, self.scheduler.running, self.total, waiting, time.time())

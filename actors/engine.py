@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import math
 import random
+import time
 import zlib
 from array import array
 from collections.abc import Callable, Sequence
@@ -52,6 +53,14 @@ class Engine(Protocol):
         """Samples one completion; cancelling it frees the engine at once."""
         ...
 
+    async def update(self, version: int, folder: str | None) -> None:
+        """Takes the weights in `folder`, None for the job's own, and calls what it samples with them `version`.
+
+        What it is sampling goes on behind the tokens it has. Raises RolloutError when the weights cannot be used;
+        then those of before go on serving.
+        """
+        ...
+
     async def check_health(self) -> None:
         """Raises when the engine can serve no more."""
         ...
@@ -89,8 +98,11 @@ class ScriptedEngine:
         self._spread = latency_spread
         self._seed = seed
         self._running = 0
+        self._versions: list[tuple[float, str]] = [(0.0, "scripted")]
+        """What it is called, and since when; of before only what completions under way have seen."""
 
     async def generate(self, request: GenerateRequest) -> GenerateReply:
+        began = time.monotonic()
         line = self._lines[min(request.turn, len(self._lines) - 1)]
         ids = line[: request.max_tokens]
         if self._latency:
@@ -104,10 +116,29 @@ class ScriptedEngine:
             ids=ids.tobytes(),
             logprobs=array("f", bytes(4 * len(ids))).tobytes(),
             finish_reason=reason,
-            versions=(VersionSpan("scripted", 0, len(ids)),),
+            versions=self._spans(began, len(ids)),
             prompt_tokens=len(request.prompt_ids) // 4,
             cached_tokens=0,
         )
+
+    async def update(self, version: int, folder: str | None) -> None:
+        """It says the same under every version."""
+        if not self._running:
+            self._versions.clear()
+        self._versions.append((time.monotonic(), str(version)))
+
+    def _spans(self, began: float, count: int) -> tuple[VersionSpan, ...]:
+        """As if the tokens had come evenly since `began`."""
+        seconds = max(time.monotonic() - began, 1e-9)
+        spans: list[VersionSpan] = []
+        end = count
+        for since, version in reversed(self._versions):
+            start = min(end, round(count * max(0.0, since - began) / seconds))
+            if start < end or not count:
+                spans.append(VersionSpan(version, start, end))
+            if (end := start) == 0:
+                break
+        return tuple(reversed(spans))
 
     def _seconds(self, request: GenerateRequest) -> float:
         """Log-normal around the mean, the same for the same prompt and session in every run."""

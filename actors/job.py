@@ -18,6 +18,7 @@ from actors.setting import Names
 from actors.watch import Watch
 from rollout.config import JobConfig
 from rollout.dataset import Committer
+from rollout.demand import Demand
 from rollout.errors import UserError
 from rollout.expectation import History, read_history
 from rollout.journal import discard, left_behind
@@ -73,7 +74,7 @@ async def _play(
     if not lanes:
         discard(run.turns)
         return True
-    scheduler = _scheduler(config, lanes)
+    scheduler = new_scheduler(config, lanes)
     total = count_episodes(config, resources)
     live = Live(already=len(done))
     with live, _interruptible() as drivers:
@@ -82,7 +83,7 @@ async def _play(
             live.update(Tally(), 0, total, waiting, time.time())
 
         async with started(config, run.run_id, run.episodes, tell) as cluster:
-            driver = _driver(config, cluster, scheduler, committer, live, total)
+            driver = new_driver(config, cluster, scheduler, committer, live, total)
             drivers.append(driver)
             complete = await driver.run(config.scheduler.runners)
         if complete:
@@ -92,16 +93,18 @@ async def _play(
         return complete
 
 
-def _scheduler(config: JobConfig, lanes: Sequence[Lane]) -> Scheduler:
+def new_scheduler(config: JobConfig, lanes: Sequence[Lane], demand: Demand | None = None) -> Scheduler:
+    """The scheduler that a job asks for; `demand` says when another group may be begun."""
     knobs = config.scheduler
     wanted = config.run.samples_per_task if config.run.over_sample else None
     pace = Pace(knobs.in_flight, knobs.least_in_flight) if knobs.adaptive else None
-    return Scheduler(lanes, knobs.in_flight, knobs.max_attempts, wanted, pace)
+    return Scheduler(lanes, knobs.in_flight, knobs.max_attempts, wanted, pace, demand)
 
 
-def _driver(
+def new_driver(
     config: JobConfig, cluster: Cluster, scheduler: Scheduler, committer: Committer, live: Live, total: int | None
 ) -> Driver:
+    """The driver of a job on what was started for it."""
     names = Names.of(config)
     return Driver(
         scheduler=scheduler,

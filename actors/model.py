@@ -27,6 +27,7 @@ from actors.courier import Mailbox
 from actors.engine import EngineFactory, GenerateReply, GenerateRequest, ScriptedEngine, pack_ids
 from actors.orphans import Orphanage, this_driver
 from actors.placement import Ask, node_totals, shortfall
+from actors.weights import Follower
 from rollout.config import JobConfig, OpenAIConfig, ReplicatedConfig, ScriptedConfig, VllmConfig
 from rollout.errors import RolloutError, Unavailable, UserError
 from rollout.load import Load
@@ -67,7 +68,10 @@ _RAISED = re.compile(r"(?:[\w.]+\.)?([A-Z]\w*(?:Error|Exception|Exit)): (.+)")
 class ModelReplica:
     """An engine behind a mailbox. Plain asyncio: `model_app` makes it a deployment."""
 
-    def __init__(self, new_engine: EngineFactory, max_in_flight: int, drain_seconds: float) -> None:
+    def __init__(
+        self, new_engine: EngineFactory, max_in_flight: int, drain_seconds: float, weights: Any = None
+    ) -> None:
+        """`weights` is the handle of the `actors.weights.Weights` that it follows, in jobs whose weights change."""
         self._max_in_flight = max_in_flight
         self._places = asyncio.Semaphore(max_in_flight)
         self._drain_seconds = drain_seconds
@@ -76,22 +80,29 @@ class ModelReplica:
         self._draining = False
         self._name = _replica_name()
         self._engine = new_engine()
+        self._sampling = asyncio.Event()
+        self._sampling.set()
+        self._follower = Follower(weights, self._name, self._update) if weights is not None else None
 
     async def exchange(self, client: str, letters: bytes, hold: float) -> bytes:
         """Transport; a letter is a GenerateRequest. See `actors.courier`."""
         return await self._mailbox.exchange(client, letters, hold)
 
     async def check_health(self) -> None:
-        """Raises when the engine can serve no more. Serve takes the replica in after the first one: it also warms
-        the engine up, whose first completion takes seconds."""
+        """Raises when the engine can serve no more. Serve takes the replica in after the first one: it also takes the
+        newest weights, and warms the engine up, whose first completion takes seconds."""
         await self._engine.check_health()
         if not self._warm:
+            if self._follower is not None:
+                await self._follower.start()
             await self._engine.generate(GenerateRequest("warm-up", "", 0, pack_ids([0] * 8), 2, Sampling()))
             self._warm = True
 
     async def drain(self) -> None:
         """Finishes what is running, takes nothing new, and stops the engine."""
         self._draining = True
+        if self._follower is not None:
+            self._follower.stop()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._drain_seconds):
                 for _ in range(self._max_in_flight):
@@ -111,6 +122,7 @@ class ModelReplica:
             raise Unavailable(f"replica {self._name} is shutting down")
         arrived = time.monotonic()
         async with self._places:
+            await self._sampling.wait()  # vLLM takes requests in while it is paused: they wait here instead
             waited = time.monotonic() - arrived
             try:
                 reply = await self._engine.generate(request)
@@ -118,6 +130,16 @@ class ModelReplica:
                 await self._end_if_dead()
                 raise
         return replace(reply, queue_seconds=reply.queue_seconds + waited, replica=self._name)
+
+    async def _update(self, version: int, folder: str | None) -> None:
+        self._sampling.clear()
+        try:
+            await self._engine.update(version, folder)
+        except RolloutError:
+            await self._end_if_dead()
+            raise
+        finally:
+            self._sampling.set()
 
     async def _end_if_dead(self) -> None:
         """Ends the process when its engine is dead. Serve replaces an unhealthy replica only after several checks, and
@@ -132,8 +154,10 @@ class ModelReplica:
 class _Deployed(ModelReplica):
     """As Serve keeps it: it ends with its driver, and Serve ends it by awaiting its destructor."""
 
-    def __init__(self, new_engine: EngineFactory, max_in_flight: int, drain_seconds: float, driver: str) -> None:
-        super().__init__(new_engine, max_in_flight, drain_seconds)
+    def __init__(
+        self, new_engine: EngineFactory, max_in_flight: int, drain_seconds: float, driver: str, weights: Any
+    ) -> None:
+        super().__init__(new_engine, max_in_flight, drain_seconds, weights)
         self._orphanage = Orphanage(driver)
 
     async def check_health(self) -> None:
@@ -153,9 +177,12 @@ def _replica_name() -> str:
 
 
 def model_app(
-    config: ReplicatedConfig, engine_factory: EngineFactory, nodes: list[dict[str, float]] | None = None
+    config: ReplicatedConfig,
+    engine_factory: EngineFactory,
+    nodes: list[dict[str, float]] | None = None,
+    weights: Any = None,
 ) -> serve.Application:
-    """The deployment of a model on a cluster of such nodes."""
+    """The deployment of a model on a cluster of such nodes; its replicas follow `weights`."""
     options: dict[str, Any] = {
         "name": DEPLOYMENT,
         "num_replicas": config.replicas,
@@ -169,7 +196,7 @@ def model_app(
         **Ask.of(config).options(nodes or []),
     }
     deployment = serve.deployment(_Deployed, **options)
-    return deployment.bind(engine_factory, config.max_in_flight, config.drain_seconds, this_driver())
+    return deployment.bind(engine_factory, config.max_in_flight, config.drain_seconds, this_driver(), weights)
 
 
 def engine_factory(config: JobConfig) -> EngineFactory:
@@ -189,11 +216,15 @@ def engine_factory(config: JobConfig) -> EngineFactory:
 
 
 async def deploy(
-    config: JobConfig, name: str, new_engine: EngineFactory | None = None, tell: Callable[[str], None] = log.debug
+    config: JobConfig,
+    name: str,
+    new_engine: EngineFactory | None = None,
+    tell: Callable[[str], None] = log.debug,
+    weights: Any = None,
 ) -> DeploymentHandle:
     """Starts the replicas of a job as application `name`; they have all generated something when this returns.
 
-    `tell` hears about once a second how far they are.
+    `tell` hears about once a second how far they are; `weights` is what they follow, where their weights change.
     Raises UserError when the cluster has no place for them within scheduler.start_seconds or the job is wrong,
     RolloutError in one line when a replica cannot start. Nothing is left behind then.
     """
@@ -201,7 +232,7 @@ async def deploy(
     assert not isinstance(model, OpenAIConfig), "an endpoint elsewhere has no replicas"
     new_engine = new_engine or engine_factory(config)
     try:
-        await _served(lambda: _start(model, new_engine, name), SERVE_SECONDS)
+        await _served(lambda: _start(model, new_engine, name, weights), SERVE_SECONDS)
         await _until_ready(name, model, config.scheduler.start_seconds, tell)
     except BaseException:
         with contextlib.suppress(RolloutError):  # it does not answer: what is to be said has been raised
@@ -235,13 +266,13 @@ def _abandon(name: str) -> None:
         _look(name)  # answered after the deletion was taken: this process may end now
 
 
-def _start(model: ReplicatedConfig, new_engine: EngineFactory, name: str) -> None:
+def _start(model: ReplicatedConfig, new_engine: EngineFactory, name: str, weights: Any) -> None:
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     quiet = LoggingConfig(log_level="WARNING", enable_access_log=False)
     serve.start(proxy_location="Disabled", logging_config=quiet)
     if _look(name)[0] is not ApplicationStatus.NOT_STARTED:
         undeploy(name)  # an earlier try of the same run, still being given up: it holds what this one needs
-    target = serve.RunTarget(model_app(model, new_engine, node_totals()), name=name, route_prefix=None)
+    target = serve.RunTarget(model_app(model, new_engine, node_totals(), weights), name=name, route_prefix=None)
     serve.run_many([target], wait_for_applications_running=False)
 
 

@@ -22,10 +22,10 @@ from pydantic import ValidationError
 
 from actors.engine import GenerateReply, GenerateRequest, unpack_ids
 from rollout.config import VllmConfig
-from rollout.errors import ContextExceeded, ResourceDown, RolloutError, UserError, describe, nearest
+from rollout.errors import ContextExceeded, ResourceDown, RolloutError, UserError, boundary, describe, nearest
 from rollout.load import Load
 from rollout.template import BUNDLED, context_length, resolve_model
-from rollout.trajectory import FinishReason, Sampling, VersionSpan
+from rollout.trajectory import FailureKind, FinishReason, Sampling, VersionSpan
 
 if TYPE_CHECKING:
     from vllm import RequestOutput, SamplingParams
@@ -35,6 +35,8 @@ CPU_KV_CACHE_GIB = 1.0
 """KV cache of an engine on a CPU when the configuration names none: vLLM itself would take most of the memory."""
 CPU_BLOCK_SIZE = 32
 """Tokens in a block of the KV cache on a CPU. vLLM's own 128 lets most prompts of a conversation miss the cache."""
+UPDATE_SECONDS = 600.0
+"""What an engine may take to load other weights of its model."""
 MAX_TEMPERATURE = 2.0
 """vLLM refuses requests above it, each by itself."""
 
@@ -68,6 +70,7 @@ class VllmEngine:
         except (ValueError, TypeError, OSError) as error:
             raise UserError(f"model: vLLM refuses the configuration: {_reason(error)}") from error
         self._reach = checked.model_config.max_model_len
+        self._folder = self._own = checked.model_config.model
         self._guard = guard_children()
         output = _Output()
         self._load = LoadKeeper()
@@ -110,6 +113,33 @@ class VllmEngine:
             cached_tokens=final.num_cached_tokens or 0,
             queue_seconds=_queue_seconds(final),
         )
+
+    async def update(self, version: int, folder: str | None) -> None:
+        """See Engine. What is being sampled is frozen, and computed again behind its tokens by the new weights.
+
+        vLLM keeps its prefix cache while requests hold blocks of it, and would go on with keys and values of the old
+        weights; so running requests let their blocks go (decisions/0025).
+        """
+        engine = self._engine
+        if folder is None and self._folder == self._own:  # as it was started
+            async with boundary(FailureKind.MODEL, self._own, UPDATE_SECONDS):
+                await engine.update_weight_version(str(version))
+            return
+        folder = folder or self._own
+        async with boundary(FailureKind.MODEL, folder, UPDATE_SECONDS):
+            await engine.pause_generation(mode="keep", clear_cache=False)
+            try:
+                try:
+                    await engine.collective_rpc("reload_weights", kwargs={"weights_path": folder})
+                except Exception:  # some of them may be in place already
+                    await engine.collective_rpc("reload_weights", kwargs={"weights_path": self._folder})
+                    raise
+                self._folder = folder
+                await engine.update_weight_version(str(version))
+                self._load.forgive()
+                await engine.reset_prefix_cache(reset_running_requests=True)
+            finally:
+                await engine.resume_generation()
 
     async def check_health(self) -> None:
         """Raises when the engine's process is gone."""

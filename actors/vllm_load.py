@@ -15,6 +15,7 @@ class LoadKeeper:
     def __init__(self) -> None:
         self._ranks: dict[int, Any] = {}
         self._preemptions = 0
+        self._forgiven = 0
 
     def logger(self, config: Any, index: int = 0) -> StatLoggerBase:
         """vLLM's factory of stat loggers: one for each rank."""
@@ -25,7 +26,14 @@ class LoadKeeper:
         if scheduler is not None:
             self._ranks[rank] = scheduler
         if iteration is not None:
-            self._preemptions += iteration.num_preempted_reqs
+            told = iteration.num_preempted_reqs
+            forgiven = min(told, self._forgiven)
+            self._forgiven -= forgiven
+            self._preemptions += told - forgiven
+
+    def forgive(self) -> None:
+        """What runs now is about to be preempted by an update of the weights: that says nothing about memory."""
+        self._forgiven = sum(rank.num_running_reqs for rank in self._ranks.values())
 
     def now(self, idle: bool) -> Load:
         """The load; `idle` says that the engine has no request, whatever it told last."""

@@ -13,6 +13,7 @@ from dataclasses import replace
 from functools import partial
 
 from rollout.config import JobConfig
+from rollout.epochs import epochs
 from rollout.errors import UserError
 from rollout.expectation import History
 from rollout.journal import taken_up
@@ -33,9 +34,11 @@ def lanes_of(
     done: Container[int],
     history: History | None = None,
     left: dict[str, str] | None = None,
+    endless: bool = False,
 ) -> list[Lane]:
     """The lanes of a job that have something left, in the order of their names. `done` has the sample numbers that
-    have a row, `history` what tasks took before, `left` whose turns an earlier driver's runners have left.
+    have a row, `history` what tasks took before, `left` whose turns an earlier driver's runners have left. With
+    `endless` the tasks of each lane come again and again (`rollout.epochs`).
 
     The task at position p of lane n has the index n * LANE_TASKS + p: known without a look at the other lanes, which
     may be endless, and the same at every resumption. What is done stays a few ranges, however fast each lane goes.
@@ -44,7 +47,8 @@ def lanes_of(
     lanes: list[Lane] = []
     for number, (name, environment) in enumerate(config.environments.items()):
         resource = resources[name]
-        tasks = _numbered(read_tasks(environment.tasks, resource, run.seed), number, name)
+        give = epochs if endless else read_tasks
+        tasks = _numbered(give(environment.tasks, resource, run.seed), number, name)
         source = samples(tasks, run_id, run.group_size, run.seed, done, knobs.max_attempts)
         if (lease := next(source, None)) is None:
             continue

@@ -218,6 +218,7 @@ def _identity(lease: Lease) -> dict[str, Any]:
         "group_id": lease.group_id,
         "sample_index": lease.sample_index,
         "attempt": lease.attempt,
+        "step": lease.step,
     }
 
 

@@ -20,6 +20,7 @@ from collections import deque
 from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from rollout.demand import Demand
 from rollout.lanes import Group, Lane
 from rollout.load import Load
 from rollout.pacing import Pace
@@ -93,11 +94,13 @@ class Scheduler:
         max_attempts: int,
         wanted: int | None = None,
         pace: Pace | None = None,
+        demand: Demand | None = None,
     ) -> None:
         """`source` gives the samples of the one environment, or is a lane for each.
 
         `wanted` good rows close a group; without it all its samples are played to their end. `pace` makes the limit
-        follow what engines report; without it the limit is `in_flight`.
+        follow what engines report; without it the limit is `in_flight`. `demand` says when another group may be
+        begun; without it all are.
         """
         self.in_flight = in_flight
         self.retries = 0
@@ -106,6 +109,7 @@ class Scheduler:
         self._max_attempts = max_attempts
         self._wanted = wanted
         self._pace = pace
+        self._demand = demand
         self._runners: dict[str, _Runner] = {}
         self._groups: dict[str, Group] = {}
         self._unplayed: deque[tuple[Lease, str]] = deque()
@@ -139,6 +143,11 @@ class Scheduler:
     def finished(self) -> bool:
         """True when nothing is left to hand out and every row is committed."""
         return self.drained and not self.held
+
+    @property
+    def resting(self) -> bool:
+        """True when every group that was begun has its rows and no other may be begun for now."""
+        return self._demand is not None and not self._demand.room and not self._groups
 
     def observe(self, loads: Mapping[str, Load], now: float) -> None:
         """What replicas report of their engines, by name; those that report nothing new may be left out."""
@@ -242,6 +251,8 @@ class Scheduler:
         for lane in sorted((lane for lane in self._lanes if not lane.full), key=_load):
             if (taken := self._take(lane, now)) is not None:
                 lease, group = taken
+                if self._demand is not None:
+                    lease = replace(lease, step=self._demand.version)
                 group.running[lease.episode_id] = name
                 lane.running += 1
                 self._running += 1
@@ -254,7 +265,7 @@ class Scheduler:
             self.retries += 1
             attempt = lease.attempt + 1
             return replace(lease, attempt=attempt, final=attempt >= self._max_attempts), group
-        while lane.hungry:
+        while lane.hungry and (self._demand is None or self._demand.room):
             self._read(lane)
         return lane.take_new()
 
@@ -265,6 +276,8 @@ class Scheduler:
         first = group.waiting[0]
         assert first.group_id not in self._groups, f"{first.group_id}: samples of a group come next to each other"
         self._groups[first.group_id] = group
+        if self._demand is not None:
+            self._demand.begin()
         if not self._cancelled:
             return
         if (reason := self._cancelled.pop(first.group_id, None)) is not None:

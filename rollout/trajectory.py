@@ -212,6 +212,8 @@ class Lease:
     seed: int
     played_by: str | None = None
     """The runner that had the attempt before this one."""
+    step: int | None = None
+    """Version of the weights when the attempt was handed out, in jobs whose weights change."""
 
     @property
     def episode_id(self) -> str:
