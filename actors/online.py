@@ -20,10 +20,11 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from actors.service import Batch, Service, Terms
+from actors.service import Service
 from rollout.config import JobConfig, find_conf, load
 from rollout.errors import RolloutError
 from rollout.shelf import By
+from rollout.terms import Batch, Terms
 
 __all__ = ["Batch", "OnlineService", "SyncService", "open_service", "open_service_sync"]
 
@@ -102,7 +103,7 @@ class OnlineService:
         return self._thread.service.version
 
     async def pull(self, groups: int) -> Batch:
-        """The next `groups` whole groups, in the order in which they ended; waits for them.
+        """The next `groups` whole groups, those of the oldest weights first; waits for them.
 
         Acknowledges the batches before it. Cancelling it loses nothing. Raises RolloutError when the run has ended.
         """

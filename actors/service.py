@@ -11,7 +11,6 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +24,10 @@ from actors.driver import Driver
 from actors.job import new_driver, new_scheduler
 from actors.publisher import Publisher, read_edition
 from actors.weights import Weights
-from rollout.config import JobConfig, OpenAIConfig
+from rollout.config import JobConfig
 from rollout.dataset import Committer, RowFile
 from rollout.demand import Demand
-from rollout.errors import RolloutError, UserError
+from rollout.errors import RolloutError, UserError, describe
 from rollout.expectation import read_history
 from rollout.journal import left_behind
 from rollout.live import Live
@@ -36,10 +35,10 @@ from rollout.mixture import lanes_of
 from rollout.reads import Entry, Reads
 from rollout.resource import Resource
 from rollout.run_folder import Run, check_folder, create_or_resume, locked, take_back
-from rollout.samples import to_samples
-from rollout.shelf import By, Ready, Shelf, Verdict, read_groups, read_heads
+from rollout.shelf import Ready, Shelf, Verdict, read_groups, read_heads
 from rollout.storage import is_remote
 from rollout.template import resolve_model
+from rollout.terms import Batch, Terms
 from rollout.thread import DISK_SECONDS, threaded
 from rollout.weights_folder import Shapes, check_weights, read_shapes
 
@@ -49,48 +48,12 @@ COMMIT_SECONDS = 0.5
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Terms:
-    """What a trainer asks of a service; see `actors.online.open_service`."""
-
-    trainer: str
-    max_behind: int
-    by: By
-    keeps_equal: bool
-    address: str | None
-    resume: bool | str
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """Whole groups of episodes."""
-
-    rows: Any
-    """pyarrow table of the dataset's rows, group after group. Surplus, failed and dropped episodes have no reward."""
-    cursor: str
-    """What a trainer stores with a checkpoint that has learned from this batch and those before it."""
-    group_ids: tuple[str, ...]
-    version: int
-    """Of the weights that served when it was pulled."""
-    behind: tuple[int, ...]
-    """How many versions older each group is."""
-
-    def samples(self) -> Any:
-        """The same as a pyarrow table of training samples (`rollout.samples.SAMPLES`)."""
-        return to_samples(self.rows)
-
-
 class Service:
     """One run as its trainer sees it. Everything but `stop` and `report` is for the loop that `run` runs in."""
 
     def __init__(self, config: JobConfig, terms: Terms) -> None:
         """Raises UserError for terms that cannot be kept."""
-        if isinstance(config.model, OpenAIConfig):
-            raise UserError("model.engine: an endpoint elsewhere takes no weights from here; expected vllm or scripted")
-        if terms.by not in ("start", "token"):
-            raise UserError(f"by: expected start or token, found {terms.by!r}")
-        if terms.max_behind < 0:
-            raise UserError(f"max_behind: expected 0 or more versions, found {terms.max_behind}")
+        terms.check(config)
         seconds = min(COMMIT_SECONDS, config.dataset.commit_seconds)
         quick = config.dataset.model_copy(update={"commit_seconds": seconds})
         self._config = config.model_copy(update={"dataset": quick})
@@ -168,7 +131,7 @@ class Service:
 
     async def done(self, batch: Batch | None = None) -> None:
         """Acknowledges a batch and those before it; all without one."""
-        last = self._pulls if batch is None else int(batch.cursor.rpartition("/")[2])
+        last = self._pulls if batch is None else batch.pull
         await self._acknowledge(last)
 
     async def publish(self, place: str | Path) -> int:
@@ -262,8 +225,11 @@ class Service:
                         await self._decide([group], verdict, self._pulls)
                         self._demand.set_aside(1)
                 self._news.set()
-        except (OSError, RolloutError) as error:
-            self._end = error if isinstance(error, RolloutError) else RolloutError(f"{self._table}: {error}")
+        except OSError as error:
+            self._end = RolloutError(f"{self._table}: cannot be read: {describe(error)}")
+            self._driver.interrupt()
+        except RolloutError as error:
+            self._end = error
             self._driver.interrupt()
 
     async def _wait_for(self, groups: int) -> None:

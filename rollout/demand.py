@@ -1,8 +1,8 @@
 """How many groups may be begun ahead of a trainer, so that none is begun that would be too old when it is read.
 
-A trainer reads batches of B groups and publishes a version after each. Groups are read in the order in which they
-end, so of the groups that are begun and not read yet the s-th waits for s // B further versions. It may wait for
-`max_behind` of them, less what was read since the last version: the stock is at most (max_behind + 1) * B - read.
+A trainer reads batches of B groups and publishes a version after each. The oldest groups are read first, so of the
+groups that are begun and not read yet the s-th waits for s // B further versions. It may wait for `max_behind` of
+them, less what was read since the last version: the stock is at most (max_behind + 1) * B - read.
 Counted from the start of a run that is AReaL's capacity (max_behind + version + 1) * B (arXiv 2505.24298, section 5.1);
 counted from the last version it holds as well for trainers that read several batches a version, or none.
 """

@@ -1,10 +1,11 @@
-"""Groups on their way to a trainer: rows come in as they are committed, whole groups go out in the order they ended.
+"""Groups on their way to a trainer: rows come in as they are committed, whole groups go out, the oldest first.
 
 Only what decides about a group is kept, never its turns; of a group that was read or set aside nothing is kept.
 """
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -116,8 +117,8 @@ class Shelf:
         return old
 
     def first(self, groups: int) -> list[Ready]:
-        """The groups that were whole first, still on the shelf."""
-        return [group for group, _ in zip(self._ready.values(), range(groups), strict=False)]
+        """The groups of the oldest weights, of equals those that were whole first; they stay on the shelf."""
+        return heapq.nsmallest(groups, self._ready.values(), key=lambda group: group.oldest or 0)
 
     def take(self, groups: Sequence[Ready]) -> None:
         """They have been read."""

@@ -120,7 +120,7 @@ def ray_head(folder: Path, dashboard: bool, **env: str) -> Iterator[Head]:
         end(process)
 
 
-def end(process: subprocess.Popen[bytes]) -> None:
+def end(process: subprocess.Popen[bytes] | subprocess.Popen[str]) -> None:
     """Ends a process and everything below it, at once."""
     below = family(process.pid)
     for one in below:
