@@ -7,40 +7,41 @@ It plays held-out problems with the bundled model, trains on other ones through 
 the held-out ones again, and leaves in the folder: `run/` (the dataset), `weights/` (the last versions), `before/` and
 `after/` (what was played), `steps.jsonl`, `learning.png` and `stats.txt`. It needs torch, transformers, matplotlib.
 
-`main` is the whole loop: pull groups, learn, publish. All between the engine and the loss is one column of the dataset:
-the ratio of a token is its probability now over the one that vLLM recorded when it sampled it.
+The loop pulls groups, learns and publishes. The ratio of a token is its probability now over the one that vLLM recorded
+when it sampled it: nothing else stands between the engine and the loss.
 """
 
 # torch and transformers leave most of what is used here without types.
 # pyright: basic
 
 import argparse
-import json
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from deltalake import DeltaTable
 from transformers import Qwen3ForCausalLM
 
 from actors.online import open_service_sync
 from rollout.template import BUNDLED
+from scripts.learning import Step, draw, held_out, note  # noqa: TID251 - the part of this script that draws
 
 CLIP = (0.2, 0.28)
 """How far below and above 1 a ratio still teaches."""
+TRUNCATE = 2.0
+"""The most that a ratio may weigh."""
 TOKENS = 4096
 """In one forward pass, padding included: small enough for the caches of a CPU."""
 
 
 def main() -> int:
-    """Plays, learns, plays again, draws."""
+    """Plays, learns, plays again, draws: the whole loop."""
     options = _options()
     began = time.monotonic()
     torch.set_num_threads(options.threads)
@@ -51,11 +52,12 @@ def main() -> int:
     conf = [f"run.dir={out / 'run'}", f"run.seed={options.seed}"]
     steps: list[Step] = []
     with open_service_sync("learn", conf, max_behind=options.max_behind, by="start") as service:
-        while time.monotonic() - began < 60 * options.minutes:
+        while not steps or time.monotonic() - began < 60 * options.minutes:
             asked = time.monotonic()
             batch = service.pull(options.groups)
             pulled = time.monotonic()
-            figures = learner.learn(batch.samples(), service.version)
+            left = 1 - (pulled - began) / (60 * options.minutes)
+            figures = learner.learn(batch.samples(), service.version, left)
             learned = time.monotonic()
             version = service.publish(learner.save(out / "weights" / str(service.version + 1)))
             seconds = {"waited": pulled - asked, "learned": learned - pulled, "published": time.monotonic() - learned}
@@ -89,15 +91,18 @@ def group_advantages(groups: np.ndarray, rewards: np.ndarray, weights: np.ndarra
     return np.divide(apart, spread, out=np.zeros_like(apart), where=spread > 1e-6)
 
 
-def policy_loss(ratios: torch.Tensor, advantages: torch.Tensor) -> torch.Tensor:
-    """The clipped surrogate of each token (PPO, arXiv 1707.06347), with DAPO's higher upper bound (arXiv 2503.14476,
-    section 3.1).
+def policy_loss(logprobs: torch.Tensor, sampled: torch.Tensor, advantages: torch.Tensor) -> torch.Tensor:
+    """What each token adds to the loss; its gradient is that of PPO's clipped surrogate (arXiv 1707.06347) with DAPO's
+    higher upper bound (arXiv 2503.14476, section 3.1), weighed by truncated importance (arXiv 1802.01561, section 4.1).
 
-    `ratios` are against the engine's own probabilities, not against a second pass of the trainer: that corrects at
-    once for staleness, for the steps within a batch and for the engine's other arithmetic. There is no KL term.
+    A token that has moved past its bound in the direction it was taught teaches no more. The ratio is against what the
+    engine recorded, not a second pass of the trainer: it corrects at once for staleness, for the steps within a batch
+    and for the engine's arithmetic. Where it is large it is cut: else one token that was unlikely when it was sampled
+    outweighs the batch. There is no KL term.
     """
-    clipped = ratios.clamp(1 - CLIP[0], 1 + CLIP[1])
-    return -torch.minimum(ratios * advantages, clipped * advantages)
+    ratios = torch.exp(logprobs.detach() - sampled)
+    moved = torch.where(advantages > 0, ratios > 1 + CLIP[1], ratios < 1 - CLIP[0])
+    return -ratios.clamp(max=TRUNCATE).masked_fill(moved, 0.0) * advantages * logprobs
 
 
 def token_logprobs(model: Any, ids: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
@@ -129,35 +134,36 @@ class Sample:
 
 
 class Learner:
-    """Weights in float32, their optimizers, and one method that learns from a table of samples."""
+    """Weights in float32, their optimizer, and one method that learns from a table of samples."""
 
     def __init__(self, rate: float, warmup: int, updates: int, seed: int) -> None:
         self.model: Any = Qwen3ForCausalLM.from_pretrained(BUNDLED, dtype=torch.float32)
-        self._optimizers = optimizers(self.model, rate)
-        self._schedules = [
-            torch.optim.lr_scheduler.LinearLR(one, 1 / warmup, total_iters=warmup) for one in self._optimizers
-        ]
-        self._updates = updates
+        self._optimizer = torch.optim.AdamW(self.model.parameters(), betas=(0.9, 0.99), weight_decay=0.0)
+        self._rate, self._warmup, self._updates, self._done = rate, warmup, updates, 0
         self._rng = np.random.default_rng(seed)
 
-    def learn(self, table: Any, version: int) -> dict[str, float]:
-        """Takes `updates` steps, each on its part of the samples. What there is to see of them, as numbers."""
+    def learn(self, table: Any, version: int, left: float = 1.0) -> dict[str, float]:
+        """Takes `updates` steps, each on its part of the samples. What there is to see of them, as numbers.
+
+        `left` is the share of the time that is left: the rate falls with it, and the noise of the steps with the rate.
+        """
+        for settings in self._optimizer.param_groups:
+            settings["lr"] = self._rate * max(0.05, left) * min(1.0, (self._done + 1) / self._warmup)
+        self._done += 1
         samples = read(table)
         order = self._rng.permutation(len(samples))
         told: list[torch.Tensor] = []
         norms = [self._step([samples[i] for i in part], told) for part in np.array_split(order, self._updates)]
-        ratios = torch.cat(told).double()
-        low, middle, high = torch.quantile(
-            ratios[:: 1 + len(ratios) // 1_000_000], torch.tensor([0.01, 0.5, 0.99]).double()
-        )
+        ratios = torch.cat(told).double().numpy()
+        low, middle, high = np.quantile(ratios, [0.01, 0.5, 0.99])
         return {
             "tokens": len(ratios),
             "gradient_norm": float(np.mean(norms)),
-            "ratio_std": float(ratios.std()),
-            "ratio_p01": float(low),
-            "ratio_p50": float(middle),
-            "ratio_p99": float(high),
-            "clipped": float(((ratios < 1 - CLIP[0]) | (ratios > 1 + CLIP[1])).double().mean()),
+            "ratio_std": ratios.std(),
+            "ratio_p01": low,
+            "ratio_p50": middle,
+            "ratio_p99": high,
+            "clipped": float(np.mean((ratios < 1 - CLIP[0]) | (ratios > 1 + CLIP[1]))),
             **staleness(table, version),
         }
 
@@ -172,13 +178,11 @@ class Learner:
             counts = chosen.sum(1)
             advantages = torch.tensor([one.advantage for one in part]).repeat_interleave(counts)
             weights = torch.tensor([one.weight for one in part]).repeat_interleave(counts)
-            ratios = torch.exp(token_logprobs(self.model, ids, chosen) - sampled[chosen])
-            ((weights * policy_loss(ratios, advantages)).sum() / total).backward()
-            told.append(ratios.detach())
+            logprobs = token_logprobs(self.model, ids, chosen)
+            ((weights * policy_loss(logprobs, sampled[chosen], advantages)).sum() / total).backward()
+            told.append(torch.exp(logprobs.detach() - sampled[chosen]))
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        for optimizer, schedule in zip(self._optimizers, self._schedules, strict=True):
-            optimizer.step()
-            schedule.step()
+        self._optimizer.step()
         self.model.zero_grad(set_to_none=True)
         return float(norm)
 
@@ -191,11 +195,6 @@ class Learner:
         copy.save_pretrained(folder)
         shutil.rmtree(folder.with_name(str(int(folder.name) - 2)), ignore_errors=True)
         return folder
-
-
-def optimizers(model: Any, rate: float) -> list[torch.optim.Optimizer]:
-    """AdamW without decay."""
-    return [torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.95), weight_decay=0.0)]
 
 
 # ---------------------------------------------------------------------------------------------
@@ -243,95 +242,6 @@ def staleness(table: Any, version: int) -> dict[str, float]:
         "stale_max": float(behind.max()),
         "off_policy": float(np.average(behind > 0, weights=tokens)),
     }
-
-
-# ---------------------------------------------------------------------------------------------
-# What comes out
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One version of the weights, and how it came about."""
-
-    version: int
-    minutes: float
-    seconds: dict[str, float]
-    figures: dict[str, float]
-
-
-@dataclass(frozen=True, slots=True)
-class Mean:
-    """A mean and its standard error."""
-
-    value: float
-    error: float
-
-    def __str__(self) -> str:
-        return f"{self.value:.3f} ± {self.error:.3f}"
-
-
-def held_out(model: Path, run: Path, problems: int) -> Mean:
-    """Mean reward of the demo's job on so many held-out problems, each played once at temperature 1."""
-    job = [f"run.dir={run}", "run.samples_per_task=1", f"resource.options.count={problems}", f"model.path={model}"]
-    subprocess.run([sys.executable, "-m", "rollout", "run", "demo", *job], check=True)
-    rewards = DeltaTable(run / "episodes").to_pyarrow_table(columns=["reward"])["reward"].drop_null().to_numpy()
-    return Mean(float(rewards.mean()), float(rewards.std() / len(rewards) ** 0.5))
-
-
-def note(out: Path, step: Step) -> None:
-    """Appends a step to steps.jsonl and tells it."""
-    with (out / "steps.jsonl").open("a") as file:
-        file.write(json.dumps(asdict(step)) + "\n")
-    told = {**step.seconds, **step.figures}
-    shown = ("waited", "learned", "tokens", "gradient_norm", "ratio_std", "clipped", "stale_mean", "off_policy")
-    print(
-        f"{step.minutes:5.1f} min  version {step.version}", *(f"{name} {told[name]:.3g}" for name in shown), flush=True
-    )
-
-
-def rewards_by_version(run: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Versions, and the mean reward of all episodes that began under each: also of groups that taught nothing, so that
-    the curve is that of the model and not of what the trainer picked."""
-    table = DeltaTable(run / "episodes").to_pyarrow_table(columns=["step", "reward"]).drop_null()
-    versions, rewards = table["step"].to_numpy(), table["reward"].to_numpy()
-    known = np.unique(versions)
-    return known, np.array([rewards[versions == version].mean() for version in known])
-
-
-def draw(out: Path, steps: list[Step], before: Mean, after: Mean, title: str) -> None:
-    """learning.png: reward, staleness, share of off-policy tokens, spread of the importance ratios, time."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
-    versions = [step.version for step in steps]
-    figure, axes = pyplot.subplots(5, 1, figsize=(9, 13), sharex=True, layout="constrained")
-    reward, stale, policy, ratio, seconds = axes
-    figure.suptitle(title)
-    reward.plot(*rewards_by_version(out / "run"), label="training problems, every episode", linewidth=1)
-    for version, mean in ((0, before), (versions[-1], after)):
-        label = "held-out problems, ± 2 standard errors" if version else None
-        reward.errorbar(version, mean.value, 2 * mean.error, fmt="ok", capsize=4, label=label)
-    reward.set_ylabel("mean reward")
-    stale.plot(versions, [step.figures["stale_max"] for step in steps], label="oldest token")
-    stale.plot(versions, [step.figures["stale_mean"] for step in steps], label="mean over tokens")
-    stale.set_ylabel("versions behind")
-    policy.plot(versions, [step.figures["off_policy"] for step in steps], label="tokens of older versions")
-    policy.plot(versions, [step.figures["clipped"] for step in steps], label="ratios outside the clip")
-    policy.set_ylabel("share of sampled tokens")
-    low, middle, high = ([step.figures[f"ratio_p{at}"] for step in steps] for at in ("01", "50", "99"))
-    ratio.fill_between(versions, low, high, alpha=0.3, label="1st to 99th percentile")
-    ratio.plot(versions, middle, label="median")
-    ratio.plot(versions, [1 + step.figures["ratio_std"] for step in steps], label="1 + standard deviation")
-    ratio.set_ylabel("importance ratio")
-    for name in ("waited", "learned", "published"):
-        seconds.plot(versions, [step.seconds[name] for step in steps], label=name)
-    seconds.set_ylabel("seconds a version")
-    seconds.set_xlabel("version of the weights")
-    for axis in axes:
-        axis.legend(loc="best", fontsize="small")
-    figure.savefig(out / "learning.png", dpi=120)
 
 
 def _options() -> argparse.Namespace:

@@ -29,16 +29,18 @@ from trl import GRPOConfig, GRPOTrainer
 
 from actors.online import SyncService, open_service_sync
 from rollout.template import BUNDLED
+from scripts.learning import held_out  # noqa: TID251 - what both trainers show for themselves
 
 GENERATIONS = 8
 """Samples of a group: run.samples_per_task of conf/learn.yaml."""
 
 
 def main() -> int:
-    """Learns, and leaves the model in FOLDER/model."""
+    """Plays, learns, plays again; leaves the model in FOLDER/model."""
     options = _options()
     out: Path = options.folder
     torch.set_num_threads(options.threads)
+    before = held_out(BUNDLED, out / "before", options.problems)
     conf = [f"run.dir={out / 'run'}", f"run.seed={options.seed}", f"run.samples_per_task={GENERATIONS}"]
     with open_service_sync("learn", conf, trainer="trl", max_behind=0, by="start") as service:
         trainer = GRPOTrainer(
@@ -52,6 +54,8 @@ def main() -> int:
         trainer.train()
         trainer.save_model(str(out / "model"))
         print(service.report())
+    after = held_out(out / "model", out / "after", options.problems)
+    print(f"held-out reward {before} -> {after} after {options.steps} steps")
     return 0
 
 
@@ -130,6 +134,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--groups", type=int, default=16, help="to a step")
     parser.add_argument("--rate", type=float, default=3e-4, help="learning rate")
+    parser.add_argument("--problems", type=int, default=512, help="held-out problems to play before and after")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2, help="of torch; vLLM waits while TRL learns")
     return parser.parse_args()

@@ -17,7 +17,7 @@ from scripts.train_grpo import (  # noqa: TID251 - what is tested here is what a
     token_logprobs,
 )
 
-PROMPT, SAMPLED, RESULT = [367, 5, 9, 14, 30], [40, 41, 42, 369], [368, 77, 78]
+PROMPT, SAMPLED, OTHER, RESULT = [367, 5, 9, 14, 30], [40, 41, 42, 369], [40, 41, 43, 369], [368, 77, 78]
 
 
 @pytest.fixture(scope="module")
@@ -42,9 +42,8 @@ def table(*samples: dict) -> pa.Table:
     return pa.Table.from_pylist(list(samples), schema=SAMPLES)
 
 
-def own_logprobs(learner: Learner) -> list[float]:
+def own_logprobs(learner: Learner, sample: dict) -> list[float]:
     """What an engine with the learner's weights would record, from the whole distribution at every position."""
-    sample = one("g", 1.0)
     ids = torch.tensor([sample["token_ids"]])
     with torch.no_grad():
         every = torch.log_softmax(learner.model(input_ids=ids).logits[0], -1)
@@ -66,15 +65,16 @@ def test_siblings_count_as_the_one_episode_that_they_are() -> None:
     assert forked == pytest.approx([whole[0], *whole])
 
 
-def test_a_clipped_ratio_teaches_nothing() -> None:
-    ratios = torch.tensor([0.5, 1.0, 2.0, 0.5, 1.0, 2.0], requires_grad=True)
-    policy_loss(ratios, torch.tensor([1.0, 1.0, 1.0, -1.0, -1.0, -1.0])).sum().backward()
-    assert ratios.grad is not None
-    assert ratios.grad.tolist() == [-1.0, -1.0, 0.0, 0.0, 1.0, 1.0]
+def test_a_token_teaches_by_its_ratio_until_it_has_moved_far_enough() -> None:
+    ratios, advantages = [0.5, 1.0, 1.2, 2.0, 0.5, 1.0, 1.2, 9.0], [1.0] * 4 + [-1.0] * 4
+    logprobs = torch.tensor(ratios).log().requires_grad_()
+    policy_loss(logprobs, torch.zeros(8), torch.tensor(advantages)).sum().backward()
+    assert logprobs.grad is not None
+    assert logprobs.grad.tolist() == pytest.approx([-0.5, -1.0, -1.2, 0.0, 0.0, 1.0, 1.2, 2.0])
 
 
 def test_ratios_of_what_the_model_sampled_itself_are_one(learner: Learner) -> None:
-    logprobs = own_logprobs(learner)
+    logprobs = own_logprobs(learner, one("g", 1.0))
     figures = Learner(rate=0.0, warmup=1, updates=1, seed=0).learn(
         table(one("g", 1.0, logprobs), one("g", 0.0, logprobs)), version=0
     )
@@ -92,13 +92,13 @@ def test_padding_changes_no_logprob(learner: Learner) -> None:
         assert token_logprobs(learner.model, *more) == pytest.approx(alone, abs=1e-5)
 
 
-def test_what_earned_more_becomes_likelier(learner: Learner) -> None:
-    logprobs = own_logprobs(learner)
-    worse = one("g", 0.0) | {"token_ids": [*PROMPT, *SAMPLED], "loss_mask": [0] * len(PROMPT) + [1] * len(SAMPLED)}
-    worse |= {"token_ids": [*PROMPT, 90, 91, 92, 369], "logprobs": [0.0] * len(PROMPT) + [-6.0] * len(SAMPLED)}
-    own = Learner(rate=1e-3, warmup=1, updates=1, seed=0)
-    own.learn(table(one("g", 1.0, logprobs), worse), version=0)
-    assert sum(own_logprobs(own)) > sum(logprobs)
+def test_what_earned_more_becomes_likelier_than_what_earned_less() -> None:
+    own = Learner(rate=1e-4, warmup=1, updates=1, seed=0)
+    better, worse = one("g", 1.0), one("g", 0.0) | {"token_ids": [*PROMPT, *OTHER, *RESULT, *OTHER]}
+    told = [sample | {"logprobs": own_logprobs(own, sample)} for sample in (better, worse)]
+    own.learn(table(*told), version=0)
+    after = [sum(own_logprobs(own, sample)) for sample in (better, worse)]
+    assert after[0] - after[1] > sum(told[0]["logprobs"]) - sum(told[1]["logprobs"])
 
 
 def test_staleness_counts_tokens() -> None:
