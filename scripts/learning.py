@@ -9,10 +9,8 @@ import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 from deltalake import DeltaTable
-from matplotlib import pyplot
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +64,9 @@ def rewards_by_version(run: Path) -> tuple[np.ndarray, np.ndarray]:
 
 def draw(out: Path, steps: list[Step], before: Mean, after: Mean, title: str) -> None:
     """learning.png: reward, staleness, share of off-policy tokens, spread of the importance ratios, time."""
+    import matplotlib  # here, because only the plot needs it
+    from matplotlib import pyplot
+
     matplotlib.use("agg")
     figure, axes = pyplot.subplots(5, 1, figsize=(9, 13), sharex=True, layout="constrained")
     figure.suptitle(title)

@@ -21,6 +21,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,9 @@ TOKENS = 4096
 def main() -> int:
     """Plays, learns, plays again, draws: the whole loop."""
     options = _options()
+    if find_spec("matplotlib") is None:  # told now, not after 20 minutes
+        print("first: pip install matplotlib", file=sys.stderr)
+        return 2
     began = time.monotonic()
     torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
@@ -159,10 +163,10 @@ class Learner:
         return {
             "tokens": len(ratios),
             "gradient_norm": float(np.mean(norms)),
-            "ratio_std": ratios.std(),
-            "ratio_p01": low,
-            "ratio_p50": middle,
-            "ratio_p99": high,
+            "ratio_std": float(ratios.std()),
+            "ratio_p01": float(low),
+            "ratio_p50": float(middle),
+            "ratio_p99": float(high),
             "clipped": float(np.mean((ratios < 1 - CLIP[0]) | (ratios > 1 + CLIP[1]))),
             **staleness(table, version),
         }
@@ -251,8 +255,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=18.0, help="until the last version, start included")
     parser.add_argument("--groups", type=int, default=32, help="to a version; groups with equal rewards do not count")
     parser.add_argument("--updates", type=int, default=4, help="optimizer steps on each batch")
-    parser.add_argument("--rate", type=float, default=1e-4, help="learning rate")
-    parser.add_argument("--warmup", type=int, default=20, help="updates until it is reached")
+    parser.add_argument("--rate", type=float, default=5e-5, help="learning rate at its highest")
+    parser.add_argument("--warmup", type=int, default=4, help="batches until it is reached")
     parser.add_argument("--max-behind", type=int, default=1, help="versions that a group may be old")
     parser.add_argument("--problems", type=int, default=512, help="held-out problems to play before and after")
     parser.add_argument("--threads", type=int, default=1, help="of torch, while vLLM samples on the other core")

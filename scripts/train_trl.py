@@ -133,7 +133,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("folder", type=Path, help="where everything goes; must be new")
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--groups", type=int, default=16, help="to a step")
-    parser.add_argument("--rate", type=float, default=3e-4, help="learning rate")
+    parser.add_argument("--rate", type=float, default=5e-5, help="learning rate")
     parser.add_argument("--problems", type=int, default=512, help="held-out problems to play before and after")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2, help="of torch; vLLM waits while TRL learns")
