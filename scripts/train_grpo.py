@@ -256,7 +256,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--groups", type=int, default=32, help="to a version; groups with equal rewards do not count")
     parser.add_argument("--updates", type=int, default=4, help="optimizer steps on each batch")
     parser.add_argument("--rate", type=float, default=5e-5, help="learning rate at its highest")
-    parser.add_argument("--warmup", type=int, default=4, help="batches until it is reached")
+    parser.add_argument("--warmup", type=int, default=10, help="batches until it is reached")
     parser.add_argument("--max-behind", type=int, default=1, help="versions that a group may be old")
     parser.add_argument("--problems", type=int, default=512, help="held-out problems to play before and after")
     parser.add_argument("--threads", type=int, default=1, help="of torch, while vLLM samples on the other core")

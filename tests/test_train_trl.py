@@ -2,13 +2,17 @@
 
 # pyright: basic
 
+import warnings
+
 import pyarrow as pa
 import pytest
 
 from rollout.samples import SAMPLES
 
-pytest.importorskip("trl")
-from scripts.train_trl import as_trl  # noqa: E402, TID251 - what is tested here is what a reader copies
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # TRL warns of each vLLM that is newer than itself
+    pytest.importorskip("trl")
+    from scripts.train_trl import as_trl  # noqa: TID251 - what is tested here is what a reader copies
 
 SAMPLE = {
     "episode_id": "r-0-0",
