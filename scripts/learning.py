@@ -1,7 +1,7 @@
 """What an example of a trainer shows for itself: held-out problems before and after, its steps, and a plot of them."""
 
-# matplotlib and deltalake leave most of what is used here without types.
-# pyright: basic
+# matplotlib and deltalake leave most of what is used here without types; the first is for the examples alone.
+# pyright: basic, reportMissingImports=false
 
 import json
 import subprocess

@@ -1,6 +1,6 @@
 """The same lesson with TRL: its own GRPOTrainer learns from groups that it pulls through its rollout hook.
 
-    pip install trl==1.16.0
+    pip install 'trl>=1.16,<2'      # it warns of a vLLM newer than itself, which it does not use here
     python -m scripts.train_trl runs/trl --steps 60
 
 TRL asks `rollout_func` for completions of the prompts that it drew. Here the prompts of its dataset only count: the
@@ -14,8 +14,8 @@ ids, logprobs, masks and rewards as they stand in the dataset. What TRL leaves o
   pulled with `max_behind=0`, and the replicas wait while TRL learns. `scripts/train_grpo.py` lets them go on.
 """
 
-# TRL and transformers leave most of what is used here without types.
-# pyright: basic
+# TRL and transformers leave most of what is used here without types; the first is for this example alone.
+# pyright: basic, reportMissingImports=false
 
 import argparse
 import sys
