@@ -65,7 +65,7 @@ def main() -> int:
             learned = time.monotonic()
             version = service.publish(learner.save(out / "weights" / str(service.version + 1)))
             seconds = {"waited": pulled - asked, "learned": learned - pulled, "published": time.monotonic() - learned}
-            steps.append(Step(version, time.monotonic() - began, seconds, figures))
+            steps.append(Step(version, (time.monotonic() - began) / 60, seconds, figures))
             note(out, steps[-1])
     after = held_out(out / "weights" / str(version), out / "after", options.problems)
     minutes = (time.monotonic() - began) / 60
