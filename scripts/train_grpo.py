@@ -1,4 +1,4 @@
-"""A model learns: GRPO in plain PyTorch, on rollouts that go on while it trains.
+"""GRPO in plain PyTorch, on rollouts that go on while it trains.
 
     python -m scripts.train_grpo runs/learn              # 20 minutes on two CPU cores
     python -m scripts.train_grpo runs/learn --seed 1
