@@ -271,6 +271,7 @@ def evaluate(run: str, run2: str | None, threshold: float, answer: str | None, a
 @click.option("--zero-variance", type=click.Choice(_GROUPS), default="keep", show_default=True)
 @click.option("--incomplete", type=click.Choice(_GROUPS), help="Groups with too few scored episodes.")
 @click.option("--min-reward", type=float, help="Formats of chats: only episodes with at least this reward.")
+@_score
 @_plainly
 def export(run: str, **asked: Any) -> None:
     """Writes RUN for a named trainer (docs/export.md)."""

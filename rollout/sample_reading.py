@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -14,6 +14,7 @@ from rollout.database import opened
 from rollout.flat_turns import FIELDS
 from rollout.leaves import leaves
 from rollout.samples import COLUMNS, Choice, to_samples
+from rollout.scores import find, overlaid
 from rollout.storage import Place
 
 pa = cast(Any, pyarrow)
@@ -33,21 +34,25 @@ def read_samples(
     dropped: Choice = "drop",
     group_rows: int | None = None,
     rows: int = ROWS,
+    score: str | None = None,
 ) -> Iterator[Any]:
     """Tables of SAMPLES, each of whole groups. The choices are those of `to_samples`; each table has its `left_out`.
+    `score` names a version of the scores (`rollout.scores`) that stands in for the recorded ones.
 
     What was committed when the reading began is read once, groups in the order in which they became complete. A group
     is whole with all the rows it has then; with `group_rows`, smaller ones (of a run that goes on, say) are passed
     over. Held in memory are the groups that are begun and not complete, and about `rows` rows more. Raises UserError
-    when there is no run at `run`.
+    when there is no run at `run` and no such version.
     """
     choices: Any = {"drift": drift, "truncated": truncated, "failed": failed, "dropped": dropped}
-    for table in read_groups(run, group_rows, rows):
-        yield to_samples(table, breaks, **choices)
+    version = None if score is None else find(run, score)
+    for table in read_groups(run, group_rows, rows, also=() if version is None else ("task_index",)):
+        yield to_samples(overlaid(run, table, version), breaks, **choices)
 
 
-def read_groups(run: Place, group_rows: int | None = None, rows: int = ROWS) -> Iterator[Any]:
-    """The rows behind `read_samples`: tables of COLUMNS, of whole groups that lie together, their samples in order."""
+def read_groups(run: Place, group_rows: int | None = None, rows: int = ROWS, also: Sequence[str] = ()) -> Iterator[Any]:
+    """The rows behind `read_samples`: tables of COLUMNS and those in `also`, of whole groups that lie together, their
+    samples in order."""
     with opened(run) as database:
         missing: Counter[str] = Counter()
         for batch in leaves(database.files(), [("group_id",)]):
@@ -57,7 +62,7 @@ def read_groups(run: Place, group_rows: int | None = None, rows: int = ROWS) -> 
         held: list[Any] = []
         whole = 0
         sizes = dict(missing)
-        for batch in leaves(database.files(), _WANTED, _BATCH):
+        for batch in leaves(database.files(), [*_WANTED, *((name,) for name in also)], _BATCH):
             there = batch.filter(pa.array([group in sizes for group in batch["group_id"].to_pylist()], pa.bool_()))
             held.append(there)
             for group, count in _counted(there["group_id"]).items():

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, cast
 
+import pyarrow  # pyright: ignore[reportMissingTypeStubs]
+
 from rollout.advantages import Estimator, GroupChoice, with_advantages
 from rollout.breaks import Breaks
 from rollout.dataset import open_table
@@ -19,8 +21,12 @@ from rollout.export.writing import write_jsonl, write_parquet
 from rollout.run_folder import read_run
 from rollout.sample_reading import read_samples
 from rollout.samples import Choice, LeftOut, left_out, summed
+from rollout.scores import find as find_scores
+from rollout.scores import overlaid
 from rollout.storage import Place, inside
 
+pa = cast(Any, pyarrow)
+"""It has no types."""
 _SUFFIXES = (".parquet", ".jsonl")
 _ROWS = 64
 """Episodes with their messages that are Python objects at once."""
@@ -40,6 +46,8 @@ class Asked:
     incomplete: GroupChoice | None = None
     """For groups with fewer scored episodes than the run plays for a task."""
     min_reward: float | None = None
+    score: str | None = None
+    """A version of the scores instead of the recorded ones."""
 
 
 def export(run: Place, asked: Asked) -> str:
@@ -66,7 +74,7 @@ def _samples(run: Place, asked: Asked, form: TokenFormat, path: Place) -> list[t
     lost: list[LeftOut] = []
 
     def tables() -> Iterator[Any]:
-        for table in read_samples(run, asked.breaks, truncated=asked.truncated):
+        for table in read_samples(run, asked.breaks, truncated=asked.truncated, score=asked.score):
             made = with_advantages(
                 table,
                 asked.advantages,
@@ -84,7 +92,8 @@ def _samples(run: Place, asked: Asked, form: TokenFormat, path: Place) -> list[t
     ]
     if chosen.forked:
         causes.append(f"siblings of {chosen.forked:,} episodes ({chosen.lost:,} tokens)")
-    choices = (
+    scores = f"scores {asked.score}, " if asked.score else ""
+    choices = scores + (
         f"breaks {asked.breaks}, truncated {asked.truncated}, forks {forks}, advantages {asked.advantages}, "
         f"zero_variance {asked.zero_variance}, incomplete {incomplete}"
     )
@@ -97,7 +106,7 @@ def _chats(run: Place, asked: Asked, form: ChatFormat, path: Place) -> list[tupl
 
     def kept() -> Iterator[Row]:
         nonlocal written
-        for row in _rows(run):
+        for row in _rows(run, asked.score):
             if (cause := _unfit(row, asked, form)) is None:
                 written += 1
                 yield form.project(row)
@@ -126,7 +135,8 @@ def _write(path: Place, rows: Iterator[Row], schema: Any) -> None:
         write_parquet(path, rows, schema)
 
 
-def _rows(run: Place) -> Iterator[Row]:
+def _rows(run: Place, score: str | None) -> Iterator[Row]:
+    version = None if score is None else find_scores(run, score)
     dataset = cast(Any, open_table(run)).to_pyarrow_dataset()
     for batch in dataset.to_batches(columns=list(COLUMNS), batch_size=_ROWS, batch_readahead=1, fragment_readahead=1):
-        yield from batch.to_pylist(maps_as_pydicts="lossy")
+        yield from overlaid(run, pa.Table.from_batches([batch]), version).to_pylist(maps_as_pydicts="lossy")
