@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from rich.console import Console
 
 from actors.forward import DTYPES, ForwardPass
+from actors.publisher import read_edition
 from rollout.errors import UserError
 from rollout.findings import Known
 from rollout.mismatch import Mismatch, compare
@@ -61,7 +62,7 @@ def look(run: Place, asked: Asked) -> Report:
     """Reads the run once; holds the tokens of the chosen episodes, about 50 bytes each. Raises as `verify`."""
     told = read_run(run)
     model = told.config["model"]
-    weights, note = _weights(model, asked)
+    weights, note = _weights(model, asked, _published(run))
     chosen = choose(run, asked.episodes) if weights else frozenset[str]()
     plans: list[Plan] = []
     compared: set[str] = set()
@@ -80,9 +81,16 @@ def look(run: Place, asked: Asked) -> Report:
     return Report(checked, findings, still_open, recomputed, note, asked.mean_bound, asked.share_bound)
 
 
-def _weights(model: Mapping[str, Any], asked: Asked) -> tuple[dict[str, str], str | None]:
+def _published(run: Place) -> dict[str, str]:
+    """What a trainer published last, if it still lies there; what was before it, trainers throw away."""
+    edition, _ = read_edition(run)
+    there = edition.folder is not None and Path(edition.folder).is_dir()
+    return {str(edition.version): edition.folder} if edition.folder is not None and there else {}
+
+
+def _weights(model: Mapping[str, Any], asked: Asked, published: Mapping[str, str]) -> tuple[dict[str, str], str | None]:
     """Folder or hub name by version, and why there is none."""
-    weights: dict[str, str] = {}
+    weights = dict(published)
     for entry in asked.weights:
         version, equals, folder = entry.partition("=")
         if not equals or not version or not Path(folder).is_dir():

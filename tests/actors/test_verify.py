@@ -210,6 +210,25 @@ def test_other_weights_are_found(episodes: list[Trajectory], tmp_path: Path) -> 
         look(run, replace(ASKED, weights=("3",)))
 
 
+def test_weights_that_a_trainer_published_last_are_found_by_themselves(
+    episodes: list[Trajectory], tmp_path: Path
+) -> None:
+    def under(turn: Turn, version: str) -> Turn:
+        spans = tuple(replace(span, version=version) for span in turn.completion.versions)
+        return replace(turn, completion=replace(turn.completion, versions=spans))
+
+    played = [
+        replace(one, turns=tuple(under(turn, "3" if index else "2") for turn in one.turns))
+        for index, one in enumerate(episodes)
+    ]
+    run = commit(tmp_path / "run", played)
+    (run / "weights.json").write_text('{"number": 4, "version": 3, "folder": "%s", "highest": 3}' % BUNDLED)
+    recomputed = look(run, ASKED).recomputed
+    assert recomputed is not None
+    assert {name: found.tokens for name, found in recomputed.versions.items()} == {"3": 40}
+    assert recomputed.skipped == {"weights of version 2 are not known": 8}
+
+
 def test_without_weights_the_rows_are_checked_and_the_rest_is_said(episodes: list[Trajectory], tmp_path: Path) -> None:
     run = commit(tmp_path / "run", episodes, engine="scripted", turns=["words"])
     report = look(run, ASKED)
