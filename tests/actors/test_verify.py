@@ -222,7 +222,8 @@ def test_weights_that_a_trainer_published_last_are_found_by_themselves(
         for index, one in enumerate(episodes)
     ]
     run = commit(tmp_path / "run", played)
-    (run / "weights.json").write_text('{"number": 4, "version": 3, "folder": "%s", "highest": 3}' % BUNDLED)
+    edition = {"number": 4, "version": 3, "folder": str(BUNDLED), "highest": 3}
+    (run / "weights.json").write_text(json.dumps(edition))
     recomputed = look(run, ASKED).recomputed
     assert recomputed is not None
     assert {name: found.tokens for name, found in recomputed.versions.items()} == {"3": 40}
