@@ -1,5 +1,6 @@
 """The forward pass against plain softmax, and a run's verification from rows to verdict."""
 
+import json
 from array import array
 from collections.abc import Callable
 from dataclasses import replace
