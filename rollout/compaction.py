@@ -33,8 +33,9 @@ however well the rows compress."""
 _FIRST_LEVEL = 16
 """Files are merged up to this fraction of the largest size first: only so much is rewritten again and again."""
 _BATCH_ROWS = 256
-_LARGE_BYTES = 8 << 20
-"""A smaller merge takes less memory and time than a process of its own."""
+_LARGE_BYTES = 1 << 20
+"""A smaller merge takes less memory and time than a process of its own. With 8 MiB the driver of 100,000 episodes went
+from 195 to 263 MiB and once to 350, with 1 it stays at 202."""
 _LOOK_SECONDS = 0.2
 _parquet = cast(Any, pyarrow.parquet)
 """Its types are partial."""
