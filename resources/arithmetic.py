@@ -4,11 +4,12 @@ The bundled model is trained on the `train` split and played on `heldout`. Every
 pure function of its arguments, so any process can make problem 70,000 without the ones before it.
 """
 
+import ast
 import hashlib
 import operator
 import random
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -112,6 +113,30 @@ def parse_answer(text: str) -> int | None:
     said = text.rpartition("</think>")[2]
     found = _ANSWER.findall(said)
     return int(found[-1]) if found else None
+
+
+def ready(node: ast.expr) -> Iterator[ast.BinOp]:
+    """Yields, from left to right, the operations whose operands are numbers already."""
+    if not isinstance(node, ast.BinOp):
+        return
+    if not isinstance(node.left, ast.BinOp) and not isinstance(node.right, ast.BinOp):
+        yield node
+    yield from ready(node.left)
+    yield from ready(node.right)
+
+
+def worked_out(node: ast.expr, done: Sequence[ast.BinOp]) -> ast.expr:
+    """Returns the expression with those of its operations replaced by their results."""
+    if not isinstance(node, ast.BinOp):
+        return node
+    if any(node is operation for operation in done):
+        return ast.Constant(evaluate(written(node)))
+    return ast.BinOp(worked_out(node.left, done), node.op, worked_out(node.right, done))
+
+
+def written(node: ast.expr) -> str:
+    """Returns an expression as it is written in calls."""
+    return ast.unparse(node).replace(" ", "")
 
 
 def _draw(rng: random.Random, operations: int) -> _Tree:

@@ -5,20 +5,34 @@ from __future__ import annotations
 import ast
 import itertools
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Literal
 
 from pydantic import NonNegativeInt
 from rollout.errors import ToolError
 from rollout.resource import Resource, Solution, tool
-from rollout.trajectory import Message, Score, Task, Transcript
+from rollout.trajectory import Message, Score, Task, ToolResult, Transcript
 
 from resources import arithmetic
 
-_SYMBOLS = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*"}
+
+@dataclass(slots=True)
+class Work:
+    """A session: the right answer, and how far the calls have come on the way to it."""
+
+    answer: int
+    left: ast.expr
+    """What is still to be worked out."""
+    astray: bool = False
+    """A call worked out what is no part of it."""
 
 
 class Calculator(Resource):
     """Expressions of a few operations, each operation worked out by a tool call.
+
+    The reward is that of the answer alone. Beside it every call has a step reward: 0 for an operation that the
+    expression asks for, -1 for the first one that it does not. What follows such a call says nothing about the policy
+    and has none.
 
     Args:
         split: Which problems; the bundled model was trained on `train`.
@@ -41,32 +55,37 @@ class Calculator(Resource):
             message: Message = {"role": "user", "content": arithmetic.prompt(problem)}
             yield Task(f"calculator-{self._split}-{index}", (message,), data, index)
 
-    async def seed_session(self, task: Task, seed: int) -> int:
-        """The session is the right answer: nothing else is kept."""
-        return int(task.data["answer"])
+    async def seed_session(self, task: Task, seed: int) -> Work:
+        return Work(int(task.data["answer"]), _parsed(task))
 
     @tool
-    async def calculate(self, session: int, expression: str) -> str:
+    async def calculate(self, session: Work, expression: str) -> ToolResult:
         """the result of one operation
 
         Args:
             expression: Two whole numbers with +, - or * between them, such as 12+7.
         """
         try:
-            return str(arithmetic.evaluate(expression))
+            result = arithmetic.evaluate(expression)
         except ValueError as error:
             raise ToolError(str(error)) from None
+        return ToolResult(str(result), reward=_step_reward(session, expression))
 
-    async def verify(self, session: int, transcript: Transcript) -> Score:
+    async def verify(self, session: Work, transcript: Transcript) -> Score:
         """1.0 for the right number in a final answer of the form `The answer is 12.`, else 0.0."""
         given = arithmetic.parse_answer(transcript.answer)
-        reward = 1.0 if given == session else 0.0
+        reward = 1.0 if given == session.answer else 0.0
         calls = sum(message["role"] == "tool" for message in transcript.messages)
         return Score(reward, {"correct": reward}, {"answered": float(given is not None), "calls": float(calls)})
 
     def gold(self, task: Task) -> Solution:
         calls: list[str] = []
-        answer = _work_out(ast.parse(task.data["expression"], mode="eval").body, calls)
+        left = _parsed(task)
+        while isinstance(left, ast.BinOp):
+            operation = next(arithmetic.ready(left))
+            calls.append(arithmetic.written(operation))
+            left = arithmetic.worked_out(left, [operation])
+        answer = arithmetic.written(left)
         return Solution(tuple(("calculate", {"expression": call}) for call in calls), f"The answer is {answer}.")
 
     def wrong(self, task: Task) -> Solution:
@@ -74,10 +93,18 @@ class Calculator(Resource):
         return Solution(calls, f"The answer is {task.data['answer'] + 1}.")
 
 
-def _work_out(node: ast.expr, calls: list[str]) -> int:
-    """The value of an expression; appends the operations that lead to it."""
-    if isinstance(node, ast.BinOp):
-        left, right = _work_out(node.left, calls), _work_out(node.right, calls)
-        calls.append(f"{left}{_SYMBOLS[type(node.op)]}{right}")
-        return arithmetic.evaluate(calls[-1])
-    return int(ast.literal_eval(node))
+def _parsed(task: Task) -> ast.expr:
+    return ast.parse(task.data["expression"], mode="eval").body
+
+
+def _step_reward(work: Work, expression: str) -> float | None:
+    """What a call is worth; moves the work on where it is part of it."""
+    asked = "".join(expression.split())
+    operation = next((one for one in arithmetic.ready(work.left) if arithmetic.written(one) == asked), None)
+    if operation is not None:
+        work.left = arithmetic.worked_out(work.left, [operation])
+        return 0.0
+    if work.astray:
+        return None
+    work.astray = True
+    return -1.0

@@ -35,6 +35,9 @@ from resources.arithmetic import (
     parse_answer,
     problem,
     prompt,
+    ready,
+    worked_out,
+    written,
 )
 
 Message = dict[str, Any]
@@ -82,20 +85,20 @@ def lesson(task: Problem, rng: random.Random) -> Lesson:
     turn = 0
     tree: ast.expr = ast.parse(task.expression, mode="eval").body
     while isinstance(tree, ast.BinOp):
-        left = _text(tree)
+        left = written(tree)
         if rng.random() < MISTAKES:
             messages += _exchange(left, [_wrong_call(tree, rng)])
             wrong.add(turn)
             turn += 1
-        ready = list(_ready(tree))
-        now = ready[:2] if rng.random() < PARALLEL else ready[:1]
-        messages += _exchange(left, [_text(node) for node in now])
+        able = list(ready(tree))
+        now = able[:2] if rng.random() < PARALLEL else able[:1]
+        messages += _exchange(left, [written(node) for node in now])
         turn += 1
-        tree = _replace(tree, now)
+        tree = worked_out(tree, now)
     messages.append(
         {
             "role": "assistant",
-            "reasoning_content": f"Left: {_text(tree)}.",
+            "reasoning_content": f"Left: {written(tree)}.",
             "content": f"The answer is {task.answer}.",
         }
     )
@@ -133,33 +136,11 @@ def _exchange(left: str, expressions: Sequence[str]) -> list[Message]:
 
 
 def _wrong_call(tree: ast.BinOp, rng: random.Random) -> str:
-    whole = _text(tree)
-    first = _text(next(_ready(tree)))
+    whole = written(tree)
+    first = written(next(ready(tree)))
     if whole != first and rng.random() < 0.7:
         return whole
     return re.sub(r"(?<=[0-9])[+*-].*", "", first)  # one operand, no operation
-
-
-def _text(node: ast.expr) -> str:
-    return ast.unparse(node).replace(" ", "")
-
-
-def _ready(node: ast.expr) -> Iterator[ast.BinOp]:
-    """Yield, from left to right, the operations whose operands are numbers already."""
-    if not isinstance(node, ast.BinOp):
-        return
-    if not isinstance(node.left, ast.BinOp) and not isinstance(node.right, ast.BinOp):
-        yield node
-    yield from _ready(node.left)
-    yield from _ready(node.right)
-
-
-def _replace(node: ast.expr, done: Sequence[ast.BinOp]) -> ast.expr:
-    if not isinstance(node, ast.BinOp):
-        return node
-    if any(node is operation for operation in done):
-        return ast.Constant(evaluate(_text(node)))
-    return ast.BinOp(_replace(node.left, done), node.op, _replace(node.right, done))
 
 
 # ---------------------------------------------------------------------------------------------

@@ -31,6 +31,7 @@ from transformers import Qwen3ForCausalLM
 
 from actors.online import open_service_sync
 from rollout.template import BUNDLED
+from rollout.token_rewards import token_rewards
 from scripts.learning import Step, draw, held_out, note  # noqa: TID251 - the part of this script that draws
 
 CLIP = (0.2, 0.28)
@@ -95,6 +96,31 @@ def group_advantages(groups: np.ndarray, rewards: np.ndarray, weights: np.ndarra
     return np.divide(apart, spread, out=np.zeros_like(apart), where=spread > 1e-6)
 
 
+def step_advantages(table: Any) -> list[np.ndarray]:
+    """How much better than its group's each turn is, by token: GRPO with process supervision (section 4.1.3 there).
+
+    For environments that give every step a reward. A turn is worth its own step reward, an episode's last one what is
+    missing to the episode's reward; it is compared with the other turns of the group, last ones with last ones. What
+    came before or after is not credited to it: whether a step was right does not hang on that, and the noise of an
+    episode's other turns is most of what `group_advantages` tells a turn.
+    """
+    lengths = table["loss_mask"].combine_chunks().value_lengths().to_numpy()
+    mask = table["loss_mask"].combine_chunks().flatten().to_numpy().astype(bool)
+    rewards = token_rewards(table).flatten().to_numpy()
+    sample = np.repeat(np.arange(len(lengths)), lengths)
+    starts = mask & ~np.append(False, mask[:-1] & (sample[1:] == sample[:-1]))
+    turn = np.cumsum(starts)[mask] - 1
+    worth, of = np.bincount(turn, rewards[mask]), sample[starts]
+    ends = table["segment"].to_numpy() == table["num_segments"].to_numpy() - 1
+    last = np.append(of[1:] != of[:-1], True) & ends[of]
+    _, group = np.unique(table["group_id"].to_numpy(), return_inverse=True)
+    kind = 2 * group[of] + last
+    mean = np.bincount(kind, worth) / np.maximum(np.bincount(kind), 1)
+    advantages = np.zeros(len(mask), np.float32)
+    advantages[mask] = (worth - mean[kind])[turn]
+    return np.split(advantages, np.cumsum(lengths)[:-1])
+
+
 def policy_loss(logprobs: torch.Tensor, sampled: torch.Tensor, advantages: torch.Tensor) -> torch.Tensor:
     """What each token adds to the loss; its gradient is that of PPO's clipped surrogate (arXiv 1707.06347) with DAPO's
     higher upper bound (arXiv 2503.14476, section 3.1), weighed by truncated importance (arXiv 1802.01561, section 4.1).
@@ -130,7 +156,7 @@ class Sample:
     ids: torch.Tensor
     chosen: torch.Tensor
     logprobs: torch.Tensor
-    advantage: float
+    advantages: torch.Tensor
     weight: float
 
     def __len__(self) -> int:
@@ -176,14 +202,12 @@ class Learner:
         loss, arXiv 2503.14476, section 3.3), times the weight of its sample among its siblings."""
         total = sum(sample.weight * int(sample.chosen.sum()) for sample in samples)
         for part in by_length(samples):
-            ids, chosen, sampled = (
-                padded([getattr(one, name) for one in part]) for name in ("ids", "chosen", "logprobs")
+            ids, chosen, sampled, advantages = (
+                padded([getattr(one, name) for one in part]) for name in ("ids", "chosen", "logprobs", "advantages")
             )
-            counts = chosen.sum(1)
-            advantages = torch.tensor([one.advantage for one in part]).repeat_interleave(counts)
-            weights = torch.tensor([one.weight for one in part]).repeat_interleave(counts)
+            weights = torch.tensor([one.weight for one in part]).repeat_interleave(chosen.sum(1))
             logprobs = token_logprobs(self.model, ids, chosen)
-            ((weights * policy_loss(logprobs, sampled[chosen], advantages)).sum() / total).backward()
+            ((weights * policy_loss(logprobs, sampled[chosen], advantages[chosen])).sum() / total).backward()
             told.append(torch.exp(logprobs.detach() - sampled[chosen]))
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self._optimizer.step()
@@ -206,19 +230,23 @@ class Learner:
 
 
 def read(table: Any) -> list[Sample]:
-    """The samples of a table (rollout.samples.SAMPLES), with their advantages."""
+    """The samples of a table (rollout.samples.SAMPLES), with their advantages by token."""
     columns = table.select(["token_ids", "loss_mask", "logprobs", "weight"]).to_pylist()
-    groups, rewards, weights = (table[name].to_numpy() for name in ("group_id", "reward", "weight"))
-    advantages = group_advantages(groups, rewards, weights)
+    if table["step_rewards"].null_count < table.num_rows:
+        advantages = step_advantages(table)
+    else:
+        groups, rewards, weights = (table[name].to_numpy() for name in ("group_id", "reward", "weight"))
+        whole = group_advantages(groups, rewards, weights).astype(np.float32)
+        advantages = [np.full(len(one["token_ids"]), own) for one, own in zip(columns, whole, strict=True)]
     return [
         Sample(
             torch.tensor(one["token_ids"]),
             torch.tensor(one["loss_mask"], dtype=torch.bool),
             torch.tensor(one["logprobs"]),
-            float(advantage),
+            torch.from_numpy(own),
             one["weight"],
         )
-        for one, advantage in zip(columns, advantages, strict=True)
+        for one, own in zip(columns, advantages, strict=True)
     ]
 
 

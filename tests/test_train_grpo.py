@@ -59,6 +59,22 @@ def test_an_advantage_is_the_distance_to_the_group_in_standard_deviations() -> N
     assert told.tolist() == [1.0, 0.0, -1.0, 0.0, -1.0, 1.0]
 
 
+def test_a_turn_is_worth_its_own_step_and_compared_with_turns_of_its_group() -> None:
+    steps = {"right": [0.0, 1.0], "astray": [-1.0, 1.0], "wrong": [0.0, 0.0]}
+    told = []
+    for name, reward in (("right", 1.0), ("astray", 0.0), ("wrong", 0.0)):
+        sample = one("g", reward) | {"episode_id": name, "segment": 0, "num_segments": 1}
+        rewards = [0.0] * len(sample["token_ids"])
+        rewards[len(PROMPT) + len(SAMPLED) - 1] = steps[name][0]
+        told.append(sample | {"step_rewards": rewards})
+    found = [sample.advantages.tolist() for sample in read(table(*told))]
+    first, last = {"right": 1 / 3, "astray": -2 / 3, "wrong": 1 / 3}, {"right": 1 / 3, "astray": 1 / 3, "wrong": -2 / 3}
+    between = [0.0] * len(RESULT)
+    for name, advantages in zip(steps, found, strict=True):
+        expected = [0.0] * len(PROMPT) + [first[name]] * 4 + between + [last[name]] * 4
+        assert advantages == pytest.approx(expected, abs=1e-6)
+
+
 def test_siblings_count_as_the_one_episode_that_they_are() -> None:
     whole = group_advantages(np.array(["a", "a", "a"]), np.array([1.0, 0.0, 0.0]), np.ones(3))
     forked = group_advantages(np.array(["a"] * 4), np.array([1.0, 1.0, 0.0, 0.0]), np.array([0.5, 0.5, 1.0, 1.0]))

@@ -26,8 +26,8 @@ READS = 4
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
-    """In this process: Ray Data has no client of its own."""
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    """In this process: Ray Data has no client of its own. TransferQueue sets a CPU aside for each of its parts."""
+    ray.init(address="local", num_cpus=8, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     yield
     ray.shutdown()
 

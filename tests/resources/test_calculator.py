@@ -6,7 +6,7 @@ import pytest
 from resources import arithmetic
 from resources.calculator import Calculator
 from rollout.sessions import SessionTable
-from rollout.trajectory import StopReason, ToolCall, Transcript
+from rollout.trajectory import StopReason, Task, ToolCall, Transcript
 
 
 def said(text: str) -> Transcript:
@@ -57,3 +57,24 @@ async def test_only_the_right_committed_answer_scores() -> None:
         assert (await calculator.verify(session, said(f"The answer is {answer + 1}."))).reward == 0.0
         silent = await calculator.verify(session, said(str(answer)))
         assert (silent.reward, silent.metrics["answered"]) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("calls", "rewards"),
+    [
+        (["3*4", "2+12", "14-6"], [0.0, 0.0, 0.0]),
+        (["3 * 4", "2+12"], [0.0, 0.0]),
+        (["3*4", "2+21", "14-6", "2+12", "14-6"], [0.0, -1.0, None, 0.0, 0.0]),
+        (["2+3", "5*4"], [-1.0, None]),
+        (["3*4", "3*4"], [0.0, -1.0]),
+        (["12+", "3*4"], [None, 0.0]),
+    ],
+)
+async def test_a_call_that_the_expression_asks_for_costs_nothing_and_the_first_other_one_does(
+    calls: list[str], rewards: list[float | None]
+) -> None:
+    table = SessionTable(Calculator())
+    task = Task("t", (), {"expression": "2+3*4-6", "answer": 8})
+    session, _ = await table.seed(task, 0, 60)
+    told = [ToolCall(str(n), "calculate", f'{{"expression": "{call}"}}') for n, call in enumerate(calls)]
+    assert [(await table.call(session, call, 5)).reward for call in told] == rewards
