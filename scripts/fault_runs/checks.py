@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -120,6 +121,12 @@ def check_files(run: Path) -> Iterator[str]:
     kept = {*replaced, *(uri.rpartition("/")[2] for uri in table.file_uris())}
     stray = sorted(path.name for path in (run / "episodes").glob("part-*.parquet") if path.name not in kept)
     yield from _some("part files that no commit names", stray)
+
+
+def replaced_hosts(folder: Path) -> set[int]:
+    """Processes of the hosts that a run's watchdog ended, by the logs of its starts."""
+    logs = [log.read_text(errors="replace") for log in folder.glob("start-*.log")]
+    return {int(pid) for log in logs for pid in re.findall(r"host \d+: process (\d+) on \S+ was ended", log)}
 
 
 def check_sessions(diary: Path, dead_hosts: set[int]) -> tuple[Sessions, list[str]]:

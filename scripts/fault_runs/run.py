@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -15,7 +16,7 @@ from pathlib import Path
 import yaml
 
 from fault_runs.breaking import ACTORS, Scene, clear, mount, strike, unmount
-from fault_runs.checks import Sessions, check_files, check_rows, check_sessions, read_rows
+from fault_runs.checks import Sessions, check_files, check_rows, check_sessions, read_rows, replaced_hosts
 from fault_runs.nodes import Nodes, family, kill_all, until
 from fault_runs.plan import ENDING, LASTING, Fault, Plan
 from rollout.scripted import encode_lines
@@ -147,10 +148,12 @@ class FaultRun:
         return False
 
     def _expected(self) -> tuple[int, ...]:
-        """Exit statuses the last fault may lead to. A Ctrl-C before there is a run has nothing to resume."""
-        if self._ended_by == "ctrl-c" and not (self._run / "run.yaml").exists():
-            return EXIT_ERROR, EXIT_INTERRUPTED
-        return (_ENDS[self._ended_by],) if self._ended_by else ()
+        """Exit statuses the last fault may lead to. A Ctrl-C before there is a run has nothing to resume, one while the
+        program is still being imported ends it as it ends any command."""
+        if self._ended_by != "ctrl-c":
+            return (_ENDS[self._ended_by],) if self._ended_by else ()
+        started = (self._run / "run.yaml").exists()
+        return (-signal.SIGINT, _ENDS["ctrl-c"]) if started else (-signal.SIGINT, EXIT_ERROR, EXIT_INTERRUPTED)
 
     def _start(self) -> None:
         clear(self._scene.disk)
@@ -207,7 +210,7 @@ class FaultRun:
         outcome.violations += check_rows(self._plan, rows, sampled, ATTEMPTS)
         outcome.violations += check_files(self._run)
         self._wait_until_gone("after its end")
-        outcome.sessions, wrong = check_sessions(self._diary, self._scene.dead_hosts)
+        outcome.sessions, wrong = check_sessions(self._diary, self._scene.dead_hosts | replaced_hosts(self._folder))
         outcome.violations += wrong
         outcome.violations += self._said()
 
