@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import contextlib
 import hashlib
 import importlib
 import importlib.util
@@ -19,6 +18,7 @@ import docstring_parser
 from pydantic import TypeAdapter, ValidationError
 from rollout.errors import RolloutError, UserError, nearest, raised_in
 from rollout.errors import describe as one_line
+from rollout.references import load_file, load_module
 from rollout.resource import Resource
 
 _CATALOG = {
@@ -92,10 +92,10 @@ def resource_class(reference: str) -> type[Resource]:
     """The class a reference names. Raises UserError when there is none."""
     place, _, attribute = _CATALOG.get(reference, reference).partition(":")
     if place.endswith(".py"):
-        module = _load_file(Path(place))
+        module = load_file(Path(place))
         attribute = attribute or _only_resource(module, place)
     elif attribute:
-        module = _load_module(place)
+        module = load_module(place)
     else:
         raise UserError(f"no resource '{reference}', and no module:Class or .py file{nearest(reference, _CATALOG)}")
     found = getattr(module, attribute, None)
@@ -128,42 +128,6 @@ def code_digest(resource: Resource) -> str:
     for _, source in sorted(sources.items()):  # not the names: that of a lone file's module is made from its path
         digest.update(len(source).to_bytes(8, "big") + source)
     return digest.hexdigest()
-
-
-def _load_module(name: str) -> ModuleType:
-    if not all(part.isidentifier() for part in name.split(".")):
-        raise UserError(f"'{name}' is no module's name")
-    try:
-        return importlib.import_module(name)
-    except (Exception, SystemExit) as error:  # it is run, so anything may come out of it
-        missing = error.name if isinstance(error, ModuleNotFoundError) and error.name else ""
-        if missing and (name == missing or name.startswith(missing + ".")):
-            raise UserError(f"there is no module '{missing}'") from None
-        file = name
-        with contextlib.suppress(Exception):  # it imports packages above, which may be what is wrong
-            spec = importlib.util.find_spec(name)
-            file = spec.origin if spec is not None and spec.origin is not None else name
-        raise UserError(f"cannot be imported: {raised_in(error, file)}") from error
-
-
-def _load_file(path: Path) -> ModuleType:
-    if not path.is_file():
-        beside = [str(file) for file in path.parent.glob("*.py")]
-        raise UserError(f"there is no file {path}{nearest(str(path), beside) if beside else ''}")
-    name = f"resource_file_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]}"
-    if name in sys.modules:
-        return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, path.resolve())
-    if spec is None or spec.loader is None:
-        raise UserError(f"{path} cannot be imported")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses and annotations look their module up there
-    try:
-        spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
-        del sys.modules[name]
-        raise UserError(f"cannot be imported: {raised_in(error, str(path.resolve()))}") from error
-    return module
 
 
 def _resources(module: ModuleType) -> list[str]:
