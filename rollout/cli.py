@@ -252,12 +252,15 @@ def verify(run: str, episodes: int, as_json: bool, **asked: Any) -> None:
 @click.option("--threshold", default=1.0, show_default=True, help="A reward of at least so much is a pass.")
 @click.option("--answer", metavar="REGEX", help="Its last match in the last message is what a sample votes for.")
 @click.option("--json", "as_json", is_flag=True, help="Numbers for programs.")
+@_score
 @_plainly
-def evaluate(run: str, run2: str | None, threshold: float, answer: str | None, as_json: bool) -> None:
+def evaluate(
+    run: str, run2: str | None, threshold: float, answer: str | None, as_json: bool, score: str | None
+) -> None:
     """Evaluates RUN: pass@k, mean and majority@k; with RUN2 both side by side and a paired test."""
     from rollout.eval_view import evaluate as evaluate_runs
 
-    evaluate_runs([run] if run2 is None else [run, run2], threshold, answer, as_json)
+    evaluate_runs([run] if run2 is None else [run, run2], threshold, answer, as_json, score=score)
 
 
 @main.command()

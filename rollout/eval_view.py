@@ -83,15 +83,17 @@ def evaluate(
     answer: str | None = None,
     as_json: bool = False,
     console: Console | None = None,
+    score: str | None = None,
 ) -> None:
     """Prints the evaluation of a run, and of a second one beside it with a paired test on the tasks of both.
 
     A reward of at least `threshold` is a pass. `answer` is a regular expression whose last match in a message is the
-    vote (its first group, if it has one). Raises UserError for one that is none and when there is no run.
+    vote (its first group, if it has one). `score` names the scores that count instead of the recorded ones. Raises
+    UserError for one that is none and when there is no run.
     """
     console = console or Console(highlight=False)
     pattern = _pattern(answer)
-    evaluated = [read(run, threshold, pattern) for run in runs]
+    evaluated = [read(run, threshold, pattern, score) for run in runs]
     values = _values(runs, evaluated)
     if as_json:
         console.out(msgspec.json.format(msgspec.json.encode(values)).decode(), highlight=False)
@@ -99,12 +101,12 @@ def evaluate(
         console.print(_render(runs, evaluated, values))
 
 
-def read(run: Place, threshold: float, pattern: re.Pattern[str] | None = None) -> Evaluated:
+def read(run: Place, threshold: float, pattern: re.Pattern[str] | None = None, score: str | None = None) -> Evaluated:
     """The numbers of a run's tasks. Raises UserError when there is no run at `run`."""
     names: list[str] = environment_names(run)
     played: dict[Key, Played] = {}
     left_out: Counter[str] = Counter()
-    with opened(run) as database:
+    with opened(run, score) as database:
         for row in database.rows(_ROWS):
             lane: int = row["task_index"] // LANE_TASKS
             resource = names[lane] if names else str(row["resource"])
