@@ -39,6 +39,8 @@ LARGEST: Final = 99_999
 
 _HELD_OUT_BYTES: Final = 26  # of 256: about one expression in ten is held out
 _OPERATIONS: Final = (1, 2, 2, 3, 3, 3, 4, 4, 4, 4)
+MOST_OPERATIONS: Final = max(_OPERATIONS)
+"""No problem has more."""
 _DIGITS: Final = (1, 2, 2, 3)
 _PRECEDENCE: Final = {"+": 1, "-": 1, "*": 2}
 _APPLY: Final[dict[str, Callable[[int, int], int]]] = {

@@ -6,9 +6,9 @@ import ast
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import NonNegativeInt
+from pydantic import Field, NonNegativeInt
 from rollout.errors import ToolError
 from rollout.resource import Resource, Solution, tool
 from rollout.trajectory import Message, Score, Task, ToolResult, Transcript
@@ -37,6 +37,7 @@ class Calculator(Resource):
     Args:
         split: Which problems; the bundled model was trained on `train`.
         count: How many tasks; None never ends.
+        least_operations: Only problems of at least so many operations; there are up to four.
     """
 
     name = "calculator"
@@ -44,16 +45,23 @@ class Calculator(Resource):
     restores = "replay"
     rescores = "transcript"
 
-    def __init__(self, split: Literal["train", "heldout"] = "heldout", count: NonNegativeInt | None = None) -> None:
+    def __init__(
+        self,
+        split: Literal["train", "heldout"] = "heldout",
+        count: NonNegativeInt | None = None,
+        least_operations: Annotated[int, Field(ge=1, le=arithmetic.MOST_OPERATIONS)] = 1,
+    ) -> None:
         self._split = split
+        self._least_operations = least_operations
         self.num_tasks = count
 
     def tasks(self, seed: int) -> Iterator[Task]:
-        for index in itertools.count() if self.num_tasks is None else range(self.num_tasks):
-            problem = arithmetic.problem(seed, index, self._split)
+        problems = ((number, arithmetic.problem(seed, number, self._split)) for number in itertools.count())
+        hard = ((number, problem) for number, problem in problems if len(problem.steps) >= self._least_operations)
+        for index, (number, problem) in enumerate(itertools.islice(hard, self.num_tasks)):
             data = {"expression": problem.expression, "answer": problem.answer}
             message: Message = {"role": "user", "content": arithmetic.prompt(problem)}
-            yield Task(f"calculator-{self._split}-{index}", (message,), data, index)
+            yield Task(f"calculator-{self._split}-{number}", (message,), data, index)
 
     async def seed_session(self, task: Task, seed: int) -> Work:
         return Work(int(task.data["answer"]), _parsed(task))

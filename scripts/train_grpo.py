@@ -53,7 +53,7 @@ def main() -> int:
     torch.manual_seed(options.seed)
     out: Path = options.folder
     before = held_out(BUNDLED, out / "before", options.problems)
-    learner = Learner(options.rate, options.warmup, options.updates, options.seed)
+    learner = Learner(options.rate, options.gain_rate, options.warmup, options.updates, options.seed)
     conf = [f"run.dir={out / 'run'}", f"run.seed={options.seed}"]
     steps: list[Step] = []
     with open_service_sync("learn", conf, max_behind=options.max_behind, by="start") as service:
@@ -166,10 +166,13 @@ class Sample:
 class Learner:
     """Weights in float32, their optimizer, and one method that learns from a table of samples."""
 
-    def __init__(self, rate: float, warmup: int, updates: int, seed: int) -> None:
+    def __init__(self, rate: float, gain_rate: float, warmup: int, updates: int, seed: int) -> None:
         self.model: Any = Qwen3ForCausalLM.from_pretrained(BUNDLED, dtype=torch.float32)
-        self._optimizer = torch.optim.AdamW(self.model.parameters(), betas=(0.9, 0.99), weight_decay=0.0)
-        self._rate, self._warmup, self._updates, self._done = rate, warmup, updates, 0
+        gains = [parameter for parameter in self.model.parameters() if parameter.ndim == 1]
+        others = [parameter for parameter in self.model.parameters() if parameter.ndim > 1]
+        groups = [{"params": others, "highest": rate}, {"params": gains, "highest": gain_rate}]
+        self._optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=0.0)
+        self._warmup, self._updates, self._done = warmup, updates, 0
         self._rng = np.random.default_rng(seed)
 
     def learn(self, table: Any, version: int, left: float = 1.0) -> dict[str, float]:
@@ -178,7 +181,7 @@ class Learner:
         `left` is the share of the time that is left: the rate falls with it, and the noise of the steps with the rate.
         """
         for settings in self._optimizer.param_groups:
-            settings["lr"] = self._rate * max(0.05, left) * min(1.0, (self._done + 1) / self._warmup)
+            settings["lr"] = settings["highest"] * max(0.05, left) * min(1.0, (self._done + 1) / self._warmup)
         self._done += 1
         samples = read(table)
         order = self._rng.permutation(len(samples))
@@ -283,8 +286,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=18.0, help="until the last version, start included")
     parser.add_argument("--groups", type=int, default=32, help="to a version; groups with equal rewards do not count")
     parser.add_argument("--updates", type=int, default=4, help="optimizer steps on each batch")
-    parser.add_argument("--rate", type=float, default=5e-5, help="learning rate at its highest")
-    parser.add_argument("--warmup", type=int, default=10, help="batches until it is reached")
+    parser.add_argument("--rate", type=float, default=2e-5, help="learning rate of matrices at its highest")
+    parser.add_argument("--gain-rate", type=float, default=1e-2, help="that of the norms' gains")
+    parser.add_argument("--warmup", type=int, default=3, help="batches until both are reached")
     parser.add_argument("--max-behind", type=int, default=1, help="versions that a group may be old")
     parser.add_argument("--problems", type=int, default=512, help="held-out problems to play before and after")
     parser.add_argument("--threads", type=int, default=1, help="of torch, while vLLM samples on the other core")

@@ -22,7 +22,7 @@ PROMPT, SAMPLED, OTHER, RESULT = [367, 5, 9, 14, 30], [40, 41, 42, 369], [40, 41
 
 @pytest.fixture(scope="module")
 def learner() -> Learner:
-    return Learner(rate=1e-3, warmup=1, updates=1, seed=0)
+    return Learner(rate=1e-3, gain_rate=1e-3, warmup=1, updates=1, seed=0)
 
 
 def one(group: str, reward: float, logprobs: list[float] | None = None, versions: list[str] | None = None) -> dict:
@@ -91,7 +91,7 @@ def test_a_token_teaches_by_its_ratio_until_it_has_moved_far_enough() -> None:
 
 def test_ratios_of_what_the_model_sampled_itself_are_one(learner: Learner) -> None:
     logprobs = own_logprobs(learner, one("g", 1.0))
-    figures = Learner(rate=0.0, warmup=1, updates=1, seed=0).learn(
+    figures = Learner(rate=0.0, gain_rate=0.0, warmup=1, updates=1, seed=0).learn(
         table(one("g", 1.0, logprobs), one("g", 0.0, logprobs)), version=0
     )
     assert figures["tokens"] == 4 * len(SAMPLED)
@@ -109,7 +109,7 @@ def test_padding_changes_no_logprob(learner: Learner) -> None:
 
 
 def test_what_earned_more_becomes_likelier_than_what_earned_less() -> None:
-    own = Learner(rate=1e-4, warmup=1, updates=1, seed=0)
+    own = Learner(rate=1e-4, gain_rate=1e-4, warmup=1, updates=1, seed=0)
     better, worse = one("g", 1.0), one("g", 0.0) | {"token_ids": [*PROMPT, *OTHER, *RESULT, *OTHER]}
     told = [sample | {"logprobs": own_logprobs(own, sample)} for sample in (better, worse)]
     own.learn(table(*told), version=0)

@@ -36,6 +36,14 @@ def test_tasks_are_the_problems_of_the_split() -> None:
     assert len(list(Calculator(count=3).tasks(0))) == 3
 
 
+def test_hard_problems_are_the_same_ones_without_the_others() -> None:
+    every = {task.id: task.messages for task in Calculator(count=40).tasks(0)}
+    hard = list(Calculator(count=12, least_operations=3).tasks(0))
+    assert [task.index for task in hard] == list(range(12))
+    assert all(every[task.id] == task.messages for task in hard if task.id in every)
+    assert all(sum(task.data["expression"].count(sign) for sign in "+-*") >= 3 for task in hard)
+
+
 @pytest.mark.parametrize(
     ("expression", "content", "failed"),
     [("12+30", "42", False), ("-5 * 6", "-30", False), ("1+2+3", "error: one operation at a time", True)],
