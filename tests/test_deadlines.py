@@ -11,7 +11,7 @@ BLOCKS = {"boundary", "timeout"}
 """Names of context managers that bound what stands in them,"""
 CALLS = {"wait_for", "threaded", "_all_started", "_answers"}
 """and of functions that bound what they are given."""
-SOURCES = sorted([*(ROOT / "actors").rglob("*.py"), *(ROOT / "rollout").glob("*.py")])
+SOURCES = sorted([*(ROOT / "actors").rglob("*.py"), *(ROOT / "rollout").rglob("*.py")])
 
 
 def name_of(call: ast.expr) -> str:
