@@ -15,7 +15,7 @@ from typing import Any
 from uuid import uuid4
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import RayActorError
 
 from rollout.agents.limiter import LocalLimiter, Permit
 from rollout.agents.rates import Rate, Rates, limit_of
@@ -66,27 +66,32 @@ class SharedLimiter:
         """See Limiter. Asks again while the actor restarts; raises Unavailable when it does not come back in time."""
         if limit_of(self._names, model) is None:
             return Permit("")
-        ends = time.monotonic() + seconds
+        began = time.monotonic()
         while True:
-            left, permit, answered = ends - time.monotonic(), Permit(uuid4().hex), False
+            left = began + seconds - time.monotonic()
             try:
-                asked = self._actor.acquire.remote(permit.ticket, model, tokens, left)
-                await asyncio.wait_for(asked, left)
-                answered = True
+                ticket = await self._started(model, tokens, left)
             except TimeoutError:
-                line = f"{model}: rate limit: its turn did not come within {seconds:.1f} s"
-                raise TimeoutError(line) from None
-            except RayError as error:
+                late = f"{model}: rate limit: its turn did not come within {seconds:.1f} s"
+                raise TimeoutError(late) from None
+            except RayActorError as error:
                 if left <= PAUSE_SECONDS:
                     raise Unavailable(f"rate limits: {describe(error)}") from error
-            finally:
-                if not answered:
-                    self.settle(permit, 0)
-            if answered:
-                return Permit(permit.ticket, time.monotonic() - ends + seconds)
+            else:
+                return Permit(ticket, time.monotonic() - began)
             await asyncio.sleep(PAUSE_SECONDS)
 
     def settle(self, permit: Permit, tokens: int | None) -> None:
         """See Limiter. Nobody waits for the answer: an actor that does not get it takes the permit back in time."""
         if permit.ticket:
             self._actor.settle.remote(permit.ticket, tokens)
+
+    async def _started(self, model: str, tokens: int, seconds: float) -> str:
+        """The ticket of a call that may start."""
+        ticket = uuid4().hex
+        try:
+            await asyncio.wait_for(self._actor.acquire.remote(ticket, model, tokens, seconds), seconds)
+        except BaseException:  # cancelled or late: its place in the queue is the next one's
+            self.settle(Permit(ticket), 0)
+            raise
+        return ticket

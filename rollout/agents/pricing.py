@@ -173,7 +173,7 @@ def _read(path: Path) -> PriceTable:
         raise UserError(f"pricing.file: {path}: is no YAML: {first}") from error
     except ValidationError as error:
         wrong = error.errors()[0]
-        key = ".".join(str(part) for part in wrong["loc"])
-        known = (PriceConfig if len(wrong["loc"]) > 1 else _PriceFile).model_fields
-        hint = nearest(str(wrong["loc"][-1]), known) if wrong["type"] == "extra_forbidden" else ""
-        raise UserError(f"pricing.file: {path}: {key or 'file'}: {wrong['msg']}{hint}") from error
+        key = [str(part) for part in wrong["loc"]] or ["file"]
+        known = (PriceConfig if len(key) > 1 else _PriceFile).model_fields
+        hint = nearest(key[-1], known) if wrong["type"] == "extra_forbidden" else ""
+        raise UserError(f"pricing.file: {path}: {'.'.join(key)}: {wrong['msg']}{hint}") from error
