@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Iterator
 
 import pytest
@@ -32,28 +31,19 @@ class Client:
     def __init__(self, run_id: str, limits: dict[str, Rate]) -> None:
         self._limiter = SharedLimiter(new_rate_limits(run_id, limits), limits)
 
-    async def calls(self, count: int) -> list[float]:
-        """When each of so many calls started, on the clock that all processes of a machine share."""
-        return list(await asyncio.gather(*(self._call() for _ in range(count))))
-
-    async def _call(self) -> float:
-        permit = await self._limiter.acquire("m", 0, 60.0)
-        started = time.monotonic()
-        self._limiter.settle(permit, 0)
-        return started
+    async def started(self, count: int, seconds: float) -> int:
+        """How many of so many calls started in time."""
+        calls = [self._limiter.acquire("m", 0, seconds) for _ in range(count)]
+        return sum(isinstance(one, Permit) for one in await asyncio.gather(*calls, return_exceptions=True))
 
 
 def test_vector_4_several_processes_together_stay_within_the_bound() -> None:
-    limits = {"m": Rate(rps=20, burst=5)}
+    """Six at once and the seventh after minutes, whoever asks: the second client finds the actor of the first."""
+    limits = {"m": Rate(rps=0.001, burst=6)}
     actor = new_rate_limits("bound", limits)
     clients = [Client.remote("bound", limits) for _ in range(2)]
-    before = time.monotonic()
-    started = sorted(
-        one for some in ray.get([client.calls.remote(20) for client in clients], timeout=60) for one in some
-    )
-    assert len(started) == 40
-    for number, start in enumerate(started, start=1):
-        assert number <= 5 + 20 * (start - before), "they have one actor, and so one bucket"
+    assert ray.get([client.started.remote(1, 60.0) for client in clients], timeout=90) == [1, 1]
+    assert sum(ray.get([client.started.remote(6, 4.0) for client in clients], timeout=90)) == 4
     ray.kill(actor)
 
 
@@ -75,16 +65,14 @@ async def test_a_caller_that_leaves_frees_its_place_and_a_permit_comes_back() ->
 
 
 async def test_an_actor_that_restarts_is_asked_again_and_begins_with_nothing() -> None:
-    """At a full bucket all would start at once: of an empty one each costs its time."""
-    limits = {"m": Rate(rps=4, burst=100)}
+    limits = {"m": Rate(rps=0.001, burst=100), "quick": Rate(rps=1000)}
     actor = new_rate_limits("restarts", limits)
     limiter = SharedLimiter(actor, limits)
-    await asyncio.gather(*(limiter.acquire("m", 0, 60.0) for _ in range(100)))
+    await limiter.acquire("m", 0, 60.0)
     ray.kill(actor, no_restart=False)
-    before = time.monotonic()
-    for number in range(1, 5):
-        await limiter.acquire("m", 0, 60.0)
-        assert number <= 4 * (time.monotonic() - before)
+    await limiter.acquire("quick", 0, 60.0)  # it is there again
+    with pytest.raises(TimeoutError):
+        await limiter.acquire("m", 0, 0.5)
     ray.kill(actor)
 
 
@@ -95,6 +83,6 @@ async def test_an_actor_that_is_gone_is_unavailable_and_models_without_a_limit_d
     await limiter.acquire("m", 0, 60.0)
     ray.kill(actor)
     with pytest.raises(Unavailable, match="rate limits: "):
-        await limiter.acquire("m", 0, 1.0)
+        await limiter.acquire("m", 0, 3.0)
     assert await limiter.acquire("other", 0, 1.0) == Permit("")
     limiter.settle(Permit(""), 0)
