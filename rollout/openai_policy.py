@@ -55,10 +55,12 @@ _backoff = wait_random_exponential(multiplier=0.25, max=20.0)
 
 
 class _NotNow(Unavailable):
-    """One try failed. `after` is how many seconds the endpoint asks to be left alone, if it says so."""
+    """One try failed. `status` is None where no answer came; `after` is how many seconds the endpoint asks to be left
+    alone, if it says so."""
 
-    def __init__(self, line: str, after: float | None = None) -> None:
+    def __init__(self, line: str, status: int | None = None, after: float | None = None) -> None:
         super().__init__(line)
+        self.status = status
         self.after = after
 
 
@@ -201,8 +203,8 @@ class OpenAIPolicy:
 
 def _failure(response: aiohttp.ClientResponse, line: str) -> ResourceDown:
     if response.status in _RETRIED or response.status >= 500:
-        return _NotNow(line, retry_after(response.headers.get("retry-after")))
-    return Refused(line)
+        return _NotNow(line, response.status, retry_after(response.headers.get("retry-after")))
+    return Refused(line, response.status)
 
 
 def _pause(state: RetryCallState) -> float:

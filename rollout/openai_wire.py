@@ -39,6 +39,10 @@ _encode = msgspec.json.Encoder().encode
 class Refused(ResourceDown):
     """The endpoint does not want this request, or its answer makes no sense: asking again will not help."""
 
+    def __init__(self, line: str, status: int | None = None) -> None:
+        super().__init__(line)
+        self.status = status
+
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
