@@ -30,7 +30,7 @@ async def called(
         return await _within(work(), seconds, what)
     context = contextvars.copy_context()
     value = await threaded(lambda: context.run(work), seconds, what)
-    return await _within(cast(Awaitable[Any], value), seconds, what) if inspect.isawaitable(value) else value
+    return await _within(value, seconds, what) if inspect.isawaitable(value) else value
 
 
 async def asked(function: Callable[..., Any], arguments: tuple[Any, ...], seconds: float, where: str) -> Any:

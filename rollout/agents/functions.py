@@ -17,7 +17,7 @@ from __future__ import annotations
 import inspect
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rollout.agents.calling import called
@@ -40,14 +40,9 @@ class FunctionTools:
     @staticmethod
     def of(references: Iterable[str], key: str = "agent.tools") -> FunctionTools:
         """The functions that these references name. Raises UserError in one line that begins with `key`."""
-        return FunctionTools.from_functions((load_function(one, key) for one in references), key)
-
-    @staticmethod
-    def from_functions(functions: Iterable[Callable[..., Any]], key: str = "tools") -> FunctionTools:
-        """The same with the functions themselves."""
         tools: dict[str, BoundTool] = {}
-        for function in functions:
-            bound = _bound(function, key)
+        for reference in references:
+            bound = _bound(load_function(reference, key), reference.rpartition(":")[2], key)
             if bound.spec.name in tools:
                 raise UserError(f"{key}: two functions are named '{bound.spec.name}'; expected a name for each tool")
             tools[bound.spec.name] = bound
@@ -72,8 +67,7 @@ class FunctionTools:
         return await called(bound.function, (), bound.parse(call.arguments), seconds, call.name)
 
 
-def _bound(function: Callable[..., Any], key: str) -> BoundTool:
-    name = getattr(function, "__name__", type(function).__name__)
+def _bound(function: Callable[..., Any], name: str, key: str) -> BoundTool:
     try:
         odd = [one.name for one in inspect.signature(function).parameters.values() if one.kind not in _NAMED]
         bound = bind(function, 0)
@@ -81,4 +75,4 @@ def _bound(function: Callable[..., Any], key: str) -> BoundTool:
         raise UserError(f"{key}: {name}: no schema can be made of its arguments: {describe(error)}") from error
     if odd:
         raise UserError(f"{key}: {name}: '{odd[0]}' cannot be given by name; expected plain named arguments")
-    return bound
+    return replace(bound, spec=replace(bound.spec, name=name))
