@@ -34,7 +34,7 @@ class CallGates:
     async def before(self, call: ToolCall) -> None:
         """See Around. Tells `on_tool_call`."""
         if self.hooks is not None:
-            await self.hooks.observe("on_tool_call", call.name, as_arguments(call.arguments))
+            await self.hooks.observe("on_tool_call", call.name, as_arguments(call.arguments) or {})
 
     async def after(self, call: ToolCall, result: ToolResult) -> ToolResult:
         """See Around. Tells `on_tool_result`, then asks the guardrails on `tool_output`."""

@@ -1,9 +1,9 @@
 """Checks between inputs, outputs and the model, and around tool calls.
 
-    def no_secrets(text):                       # a guardrail on `input` or `output`
+    def no_secrets(text):  # on `input` or `output`
         return Block("it asks for a password") if "password" in text else Pass()
 
-    def only_reads(arguments, tool):            # on `tool_input`: a dict; on `tool_output`: the text, and the tool's name
+    def only_reads(arguments, tool):  # on `tool_input`; on `tool_output` it is given text, and the tool's name
         return Pass() if tool != "bash" or arguments["command"].startswith("ls") else Retry("only ls is allowed")
 
 Guardrails run in the order in which they are declared. Each sees what the one before it made of the value; the first
@@ -13,6 +13,7 @@ a verdict blocks, unless it is told to let pass or to fail the episode.
 
 from __future__ import annotations
 
+import copy
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -157,7 +158,8 @@ class Guardrails:
 async def _verdict(guardrail: Guardrail, value: Any, tool: str | None) -> Verdict:
     where = f"guardrail {guardrail.name}"
     try:
-        answer = await asked(guardrail.check, (value,) if tool is None else (value, tool), guardrail.seconds, where)
+        given = (copy.deepcopy(value),) if tool is None else (copy.deepcopy(value), tool)
+        answer = await asked(guardrail.check, given, guardrail.seconds, where)
         if (wrong := _wrong(answer, guardrail.on)) is not None:
             raise BoundaryError(Failure(FailureKind.AGENT, where, wrong))
     except BoundaryError as error:
@@ -173,11 +175,18 @@ def _wrong(answer: Any, on: On) -> str | None:
         return f"expected Pass, Block, Modify or Retry, found {type(answer).__name__}"
     if isinstance(answer, Retry) and on == "input":
         return "an input cannot be tried again; expected Pass, Block or Modify"
-    expected = dict if on == "tool_input" else str
-    if isinstance(answer, Modify) and not isinstance(answer.value, expected):
-        return f"expected Modify with a {expected.__name__}, found {type(answer.value).__name__}"
+    if not isinstance(answer, Modify):
+        return None
+    value: Any = answer.value
+    if not isinstance(value, dict if on == "tool_input" else str):
+        expected = "dict" if on == "tool_input" else "text"
+        return f"expected Modify with a {expected}, found {type(value).__name__}"
+    try:
+        _text(value)
+    except (TypeError, ValueError) as error:
+        return f"expected Modify with a JSON object: {error}"
     return None
 
 
 def _text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, allow_nan=False)
