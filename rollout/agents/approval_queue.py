@@ -15,6 +15,7 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, cast
@@ -116,7 +117,8 @@ class ApprovalQueue:
         try:
             await asyncio.wait([found], timeout=seconds)
         finally:
-            del self._waiting[request_id]
+            if self._waiting.get(request_id) is found:
+                del self._waiting[request_id]
         if found.done():
             return found.result()
         return await threaded(lambda: _expire(self._files, request_id), DISK_SECONDS, f"withdraw {request_id}")
@@ -126,7 +128,9 @@ class ApprovalQueue:
         while self._waiting:
             asked = tuple(self._waiting)
             try:
-                answers = await threaded(lambda: _answers(self._files, asked), DISK_SECONDS, f"answers {self.place}")  # noqa: B023
+                answers = await threaded(
+                    partial(_answers, self._files, asked), DISK_SECONDS, f"answers in {self.place}"
+                )
             except (OSError, TimeoutError) as error:
                 for found in self._waiting.values():
                     if not found.done():

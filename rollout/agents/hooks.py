@@ -129,11 +129,9 @@ def compared(view: Sequence[Message], returned: Sequence[Message]) -> Appended |
 
 
 def _messages(answer: Any) -> list[Message]:
-    wrong = f"agent.hooks.before_llm_call: returned {type(answer).__name__}, expected the list of messages"
     if not isinstance(answer, list | tuple):
-        raise UserError(
-            wrong + ("; a hook that changes nothing returns the list it was given" if answer is None else "")
-        )
+        wrong = f"returned {'None' if answer is None else type(answer).__name__}, expected the list of messages"
+        raise UserError(f"agent.hooks.before_llm_call: {wrong}")
     found = cast(Sequence[Any], answer)
     for place, one in enumerate(found):
         message = cast(dict[str, Any], one) if isinstance(one, dict) else {}

@@ -225,7 +225,9 @@ async def test_vector_7_a_direct_answer_ends_the_batch_and_its_siblings_have_res
 
 @pytest.mark.parametrize("given", [calls("fail", "a"), [ToolCall("c0", "note", '{"whta": 1}'), *calls("a")]])
 async def test_vector_7_an_error_does_not_return_directly_and_neither_do_wrong_arguments(given: list[ToolCall]) -> None:
-    rules = {"fail": ToolRule(return_direct=True)} if given[0].name == "fail" else {"note": ToolRule(return_direct=True)}
+    rules = (
+        {"fail": ToolRule(return_direct=True)} if given[0].name == "fail" else {"note": ToolRule(return_direct=True)}
+    )
     used = await use(ToolBox(rules=rules), given)
     assert used.uses[0].result.error is not None
     assert told(used)[1] == "a"

@@ -1,6 +1,6 @@
 """Shortened output: what is kept, at which boundaries, and that nothing is lost unsaid."""
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rollout.agents.trimming import trimmed
@@ -32,6 +32,7 @@ def test_lines_longer_than_their_share_are_cut() -> None:
     assert trimmed(text, 50) == "x" * 40 + "\n[... 252 characters left out ...]\n" + "z" * 10
 
 
+@settings(max_examples=50)
 @given(st.text(alphabet="ab\n\r\u2028", max_size=200), st.integers(1, 100))
 def test_what_is_kept_and_what_is_left_out_add_up(text: str, limit: int) -> None:
     short = trimmed(text, limit)
