@@ -128,9 +128,7 @@ class ApprovalQueue:
         while self._waiting:
             asked = tuple(self._waiting)
             try:
-                answers = await threaded(
-                    partial(_answers, self._files, asked), DISK_SECONDS, f"answers in {self.place}"
-                )
+                answers = await threaded(partial(_answers, self._files, asked), DISK_SECONDS, "look for answers")
             except (OSError, TimeoutError) as error:
                 for found in self._waiting.values():
                     if not found.done():
