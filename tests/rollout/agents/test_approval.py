@@ -132,6 +132,8 @@ async def test_the_end_of_the_run_denies_the_turn() -> None:
     found = await ruled([scripted({"decision": "terminate", "reason": "enough"})])
     assert found.rulings == (skipped("not approved: enough"), NOT_RUN)
     assert (found.stop, found.said) == ("approval_denied", ())
+    both = await ruled([scripted({"decision": "terminate"}), scripted("look first", tools=("read",))])
+    assert (both.stop, both.said) == ("approval_denied", ()), "nobody reads it any more"
 
 
 async def test_a_script_follows_the_turns_and_its_last_line_repeats() -> None:
@@ -173,17 +175,17 @@ def bug(*_: Any) -> Any:
 
 
 @pytest.mark.parametrize(
-    "policy",
+    ("policy", "timeout"),
     [
-        ApprovalPolicy(approver="function", function=bug),
-        ApprovalPolicy(approver="function", function=lambda request: 3),
-        ApprovalPolicy(when=bug),
-        ApprovalPolicy(when=hang),
+        (ApprovalPolicy(approver="function", function=bug), 60.0),
+        (ApprovalPolicy(approver="function", function=lambda request: 3), 60.0),
+        (ApprovalPolicy(when=bug), 60.0),
+        (ApprovalPolicy(when=hang), 0.01),
     ],
 )
-async def test_an_approver_that_breaks_is_no_denial(policy: ApprovalPolicy) -> None:
+async def test_an_approver_that_breaks_is_no_denial(policy: ApprovalPolicy, timeout: float) -> None:
     with pytest.raises(BoundaryError) as caught:
-        await ruled([policy], timeout=0.01)
+        await ruled([policy], timeout=timeout)
     assert caught.value.failure.kind is FailureKind.AGENT
 
 

@@ -97,11 +97,12 @@ async def test_functions_may_be_async() -> None:
     ],
 )
 async def test_vector_10_one_that_breaks_blocks_unless_it_is_told_otherwise(check: Any, reason: str) -> None:
-    blocked = await rails(check, seconds=0.01).check("input", "a")
+    seconds = 0.01 if check is hang else 60.0
+    blocked = await rails(check, seconds=seconds).check("input", "a")
     assert blocked.verdict == Block(f"Guardrail error: {reason}")
-    assert (await rails(check, seconds=0.01, on_error="pass").check("input", "a")).verdict == Pass()
+    assert (await rails(check, seconds=seconds, on_error="pass").check("input", "a")).verdict == Pass()
     with pytest.raises(BoundaryError) as caught:
-        await rails(check, seconds=0.01, on_error="fail").check("input", "a")
+        await rails(check, seconds=seconds, on_error="fail").check("input", "a")
     assert caught.value.failure.kind is FailureKind.AGENT
 
 
@@ -169,6 +170,7 @@ async def test_around_a_box_that_breaks_with_them() -> None:
     hidden = CallGates(rails(lambda text, tool: Modify("***"), on="tool_output"))
     used = await ToolBox(around=hidden).use(Vault(), [CALL, CALL], ["search"], 5, False)
     assert [use.result.content for use in used.uses] == ["***", "***"]
+    assert used.outputs == ("***", "***")
     broken = CallGates(rails(bug, on="tool_output", on_error="fail"))
     used = await ToolBox(around=broken).use(Vault(), [CALL], ["search"], 5, False)
     assert used.broken is not None

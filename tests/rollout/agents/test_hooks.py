@@ -52,16 +52,18 @@ async def hang(*_: Any) -> None:
     await asyncio.Event().wait()
 
 
-@pytest.mark.parametrize(("function", "line"), [(bug, "KeyError: 'lost'"), (hang, "no answer within 0.01 s")])
+@pytest.mark.parametrize(
+    ("function", "seconds", "line"), [(bug, 60.0, "KeyError: 'lost'"), (hang, 0.01, "no answer within 0.01 s")]
+)
 async def test_an_observer_that_breaks_is_logged_or_fails_the_episode(
-    function: Any, line: str, caplog: pytest.LogCaptureFixture
+    function: Any, seconds: float, line: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING):
-        await hooks(on_stop=function, seconds=0.01).observe("on_stop", "done")
+        await hooks(on_stop=function, seconds=seconds).observe("on_stop", "done")
     assert line in caplog.text
     assert "hook on_stop" in caplog.text
     with pytest.raises(BoundaryError, match=line) as caught:
-        await hooks(on_stop=function, seconds=0.01, on_error="fail").observe("on_stop", "done")
+        await hooks(on_stop=function, seconds=seconds, on_error="fail").observe("on_stop", "done")
     assert caught.value.failure.kind is FailureKind.AGENT
 
 

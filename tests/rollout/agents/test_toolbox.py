@@ -72,6 +72,7 @@ class Desk(Resource):
     @tool
     async def end(self, session: list[str]) -> ToolResult:
         """Ends the episode."""
+        session.append("over")
         return ToolResult("over", done=True, reward=0.5)
 
     async def snapshot(self, session: list[str]) -> bytes:
@@ -196,7 +197,7 @@ async def test_a_barrier_runs_alone_behind_what_was_asked_before_it() -> None:
     desk = Desk()
     box = ToolBox(sets=(Shelf(),), rules={"end": ToolRule(sequential=True)})
     used = await use(box, calls("a", "b", "end", "c"), desk)
-    assert desk.diary == ["begin a", "begin b", "end a", "end b"]
+    assert desk.diary == ["begin a", "begin b", "end a", "end b", "over"]
     assert told(used)[2:] == ["over", "error: not executed: the environment has ended"]
     assert used.uses[3].result.skipped
 
