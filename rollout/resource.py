@@ -148,7 +148,7 @@ class Resource:
         for owner in reversed(type(self).__mro__):
             for name, member in vars(owner).items():
                 if getattr(member, "is_tool", False):
-                    found[name] = _bind(getattr(self, name))
+                    found[name] = bind(getattr(self, name), 1)
         return found
 
 
@@ -211,13 +211,16 @@ class _Played:
     observation: str
 
 
-def _bind(function: ToolFunction) -> BoundTool:
-    """Builds schema and argument check from signature and docstring (Google style)."""
+def bind(function: ToolFunction, hidden: int) -> BoundTool:
+    """Builds schema and argument check from signature and docstring (Google style).
+
+    The first `hidden` parameters are not the policy's: a resource's tools get their session there.
+    """
     doc = docstring_parser.parse(inspect.getdoc(function) or "")
     told = {param.arg_name: (param.description or "").replace("\n", " ") for param in doc.params}
     hints = get_type_hints(function, include_extras=True)
     fields: dict[str, Any] = {}
-    for name, parameter in list(inspect.signature(function).parameters.items())[1:]:  # the first is the session
+    for name, parameter in list(inspect.signature(function).parameters.items())[hidden:]:
         default = ... if parameter.default is inspect.Parameter.empty else parameter.default
         fields[name] = (hints.get(name, Any), FieldInfo(default=default, description=told.get(name)))
     called = getattr(function, "__name__", "tool")

@@ -10,13 +10,14 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 from uuid import uuid4
 
 from rollout.errors import NotRestored, ResourceDown, ToolError, Unavailable, describe, nearest
 from rollout.protocols import Seeded
-from rollout.resource import BoundTool, Resource, as_result, as_score
+from rollout.resource import BoundTool, Resource, as_score
+from rollout.tool_answer import tool_answer
 from rollout.trajectory import Message, Score, Task, ToolCall, ToolResult, ToolSpec, Transcript
 
 SNAPSHOT_SECONDS = 2.0
@@ -127,27 +128,14 @@ class SessionTable:
 
     async def call(self, session_id: str, call: ToolCall, seconds: float) -> ToolResult:
         """Runs one tool under its deadline. Everything but ResourceDown becomes a result the policy reads."""
-        state = self._state(session_id)
-        started = self.clock()
-        try:
-            async with asyncio.timeout(seconds):
-                result = await self._run(state, call)
-        except ResourceDown:
-            raise
-        except ToolError as error:
-            result = ToolResult(f"error: {error}", error=str(error))
-        except TimeoutError:
-            message = f"{call.name} did not answer within {seconds:g} s"
-            result = ToolResult(f"error: {message}", error=message)
-        except Exception as error:  # a tool's bug is the tool's answer: the policy and the row both see it
-            result = ToolResult(f"error: {describe(error)}", error=describe(error))
-        return replace(result, seconds=self.clock() - started)
+        return await tool_answer(self._run(self._state(session_id), call, seconds), call.name, seconds, self.clock)
 
-    async def _run(self, state: Any, call: ToolCall) -> ToolResult:
+    async def _run(self, state: Any, call: ToolCall, seconds: float) -> Any:
         bound = self._tools.get(call.name)
         if bound is None:
             raise ToolError(f"there is no tool '{call.name}'{nearest(call.name, self._tools)}")
-        return as_result(await bound.function(state, **bound.parse(call.arguments)))
+        async with asyncio.timeout(seconds):
+            return await bound.function(state, **bound.parse(call.arguments))
 
     async def verify(self, session_id: str, transcript: Transcript, seconds: float) -> Score:
         """Judges the session's episode within `seconds`; raises what the verifier raises."""

@@ -48,18 +48,14 @@ async def _use(
     session: Session, call: ToolCall, allowed: Sequence[str], seconds: float, cut: bool, snapshots: list[bytes]
 ) -> ToolResult | BoundaryError:
     """One call's result; the state that came with it is put behind those of calls that ended before."""
-    if cut:
-        return _skipped("the completion was cut before this call could run")
-    if not call.name:
-        return _skipped("a tool call must be a JSON object with name and arguments")
-    if call.name not in allowed:
-        return _skipped(f"there is no tool '{call.name}'; there are: {', '.join(sorted(allowed)) or 'none'}")
+    if (refused := refusal(call, allowed, cut)) is not None:
+        return refused
     try:
         async with boundary(FailureKind.TOOL, call.name, seconds + TRANSPORT_SECONDS):
             result, snapshot = await session.call(call, seconds)
             if snapshot is not None:
                 snapshots.append(snapshot)
-            return _sound(result)
+            return sound(result)
     except BoundaryError as error:
         return error
 
@@ -70,7 +66,18 @@ def unanswered(calls: Sequence[ToolCall]) -> tuple[ToolUse, ...]:
     return tuple(ToolUse(call, result) for call in calls)
 
 
-def _sound(result: ToolResult) -> ToolResult:
+def refusal(call: ToolCall, allowed: Sequence[str], cut: bool) -> ToolResult | None:
+    """The result of a call that cannot run: of a completion that was `cut`, unreadable, or of a tool there is not."""
+    if cut:
+        return skipped("the completion was cut before this call could run")
+    if not call.name:
+        return skipped("a tool call must be a JSON object with name and arguments")
+    if call.name not in allowed:
+        return skipped(f"there is no tool '{call.name}'; there are: {', '.join(sorted(allowed)) or 'none'}")
+    return None
+
+
+def sound(result: ToolResult) -> ToolResult:
     """The result, if it is one that a prompt and a row can hold. A tool may return anything."""
     if not isinstance(result.content, str):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(f"the tool's content is no text but {type(result.content).__name__}")
@@ -83,7 +90,8 @@ def _result(answer: ToolResult | BoundaryError) -> ToolResult:
     return ToolResult("", error=str(answer)) if isinstance(answer, BoundaryError) else answer
 
 
-def _skipped(why: str) -> ToolResult:
+def skipped(why: str) -> ToolResult:
+    """The result of a call that is not run."""
     return ToolResult(f"error: {why}", error=why, skipped=True)
 
 

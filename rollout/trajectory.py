@@ -121,6 +121,8 @@ class FailureKind(StrEnum):
     MODEL = "model"
     TOOL = "tool"
     VERIFY = "verify"
+    AGENT = "agent"
+    """A function of a person's own that an agent has: hook, guardrail or approver."""
     LOST = "lost"
     """The runner that held the episode died."""
     INTERNAL = "internal"

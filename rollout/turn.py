@@ -54,7 +54,8 @@ class ToolResult:
     """What a tool answered.
 
     `content` is what the policy reads, also when `error` is set. `done` ends the episode (the environment
-    terminated); `reward` is a step reward. `skipped` says that the tool never ran.
+    terminated); `reward` is a step reward. `skipped` says that the tool never ran, `crashed` that it broke or gave no
+    answer in time, which need not be the policy's doing.
     """
 
     content: str
@@ -63,6 +64,7 @@ class ToolResult:
     reward: float | None = None
     skipped: bool = False
     seconds: float = 0.0
+    crashed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
