@@ -99,11 +99,12 @@ def _of_class(found: object, source: str, key: str) -> OutputSchema:
 
 def _of_file(path: Path, key: str) -> Mapping[str, Json]:
     try:
-        read: Json = yaml.safe_load(path.read_text("utf-8"))  # JSON is YAML
+        text = path.read_text("utf-8")
+        read: Json = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
     except OSError as error:
         raise UserError(f"{key}: {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{key}: {path}: no JSON or YAML: {describe(error)}") from error
+    except (yaml.YAMLError, ValueError) as error:
+        raise UserError(f"{key}: {path}: cannot be read: {describe(error)}") from error
     if not isinstance(read, dict):
         raise UserError(f"{key}: {path}: expected a JSON schema, an object; found {type(read).__name__}")
     return cast(Mapping[str, Json], read)

@@ -85,9 +85,9 @@ class Ask:
 
     tools: tuple[ToolSpec, ...]
     body: Mapping[str, Json] = field(default_factory=dict[str, Json])
-    """Goes into an OpenAI-compatible request's body."""
+    """Goes into the body of a request to /chat/completions."""
     structured_outputs: Mapping[str, Json] | None = None
-    """Arguments of vLLM's StructuredOutputsParams, where prompts are tokens."""
+    """Where prompts are tokens: arguments of vLLM's StructuredOutputsParams, or this key of a body to /completions."""
 
     @property
     def constrained(self) -> bool:

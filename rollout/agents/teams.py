@@ -49,13 +49,13 @@ async def run_pipeline(run: Run, agent: str, given: str, seconds: float, max_han
     `max_handoffs` of them is not followed: it is in the result, whose value is its message.
     Raises BoundaryError when a run fails.
     """
-    for _ in range(max_handoffs + 1):
-        result = await _bounded(run, agent, given, seconds)
+    result = await _bounded(run, agent, given, seconds)
+    for _ in range(max_handoffs):
         if (handoff := result.handoff) is None:
             return result
-        agent, given = handoff.target, handoff.message.strip() or given
-        last = Result(handoff.message, handoff)
-    return last
+        given = handoff.message.strip() or given
+        result = await _bounded(run, handoff.target, given, seconds)
+    return result if result.handoff is None else Result(result.handoff.message, result.handoff)
 
 
 async def loop_pipeline(
