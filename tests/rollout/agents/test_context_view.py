@@ -164,6 +164,22 @@ def test_a_summary_that_failed_stops_the_run_or_trims(summary: str | None) -> No
     assert made.view == (SYSTEM, *view[-4:])
 
 
+def test_an_edit_that_saves_nothing_may_trim_where_it_parts_no_pair() -> None:
+    view = talk(5)
+
+    def by_messages(messages: Sequence[Message]) -> int:
+        return len(messages)
+
+    rule = ContextRule(1, keep_last=3, strategy="edit", on_failure="trim")
+    plan = due(view, 1, len(view), rule)
+    assert plan is not None
+    assert plan.cut == 9  # between a call and its result: an edit does not mind
+    made = compacted(plan, by_messages)
+    assert made is not None
+    assert made.view == (SYSTEM, *view[-4:])
+    assert (made.record.cut_index, made.record.num_messages) == (8, 7)
+
+
 def test_a_run_with_its_segments_is_compacted_no_more() -> None:
     rule = ContextRule(1, keep_last=2, max_segments=2)
     assert due(talk(5), 1, 99, rule, segments=1) is not None

@@ -125,16 +125,14 @@ def test_vector_3_a_custom_validator_is_asked_for_again_and_a_bug_in_one_is_not(
 
 @pytest.mark.parametrize(("retries", "calls"), [(2, 3), (0, 1), (3, 4)])
 def test_vector_3_attempts_then_parse_error(retries: int, calls: int) -> None:
-    parsing, made = Parsing.of(output(max_parse_retries=retries), (SEARCH,)), 0
-    while True:
-        reading = parsing.read(made, "", [final("{}", made)])
+    parsing, kinds = Parsing.of(output(max_parse_retries=retries), (SEARCH,)), list[str]()
+    for turn in range(calls):
+        reading = parsing.read(turn, "", [final("{}", turn)])
         assert reading is not None
-        made, parsing = made + 1, reading.parsing
-        assert len(reading.uses) == 1
-        if reading.kind == "parse_error":
-            break
-    assert made == calls
-    assert reading.value is None
+        assert (len(reading.uses), reading.value) == (1, None)
+        parsing = reading.parsing
+        kinds.append(reading.kind)
+    assert kinds == [*["ask"] * (calls - 1), "parse_error"]
     assert [error.attempt for error in parsing.failed] == list(range(1, calls + 1))
 
 
