@@ -148,7 +148,7 @@ class Resource:
         for owner in reversed(type(self).__mro__):
             for name, member in vars(owner).items():
                 if getattr(member, "is_tool", False):
-                    found[name] = _bind(getattr(self, name))
+                    found[name] = bind(getattr(self, name))
         return found
 
 
@@ -211,13 +211,14 @@ class _Played:
     observation: str
 
 
-def _bind(function: ToolFunction) -> BoundTool:
-    """Builds schema and argument check from signature and docstring (Google style)."""
+def bind(function: ToolFunction) -> BoundTool:
+    """A tool made of a typed, documented function: schema and argument check come from signature and docstring (Google
+    style). Its first parameter is not the policy's: the session, or whatever else every call is handed."""
     doc = docstring_parser.parse(inspect.getdoc(function) or "")
     told = {param.arg_name: (param.description or "").replace("\n", " ") for param in doc.params}
     hints = get_type_hints(function, include_extras=True)
     fields: dict[str, Any] = {}
-    for name, parameter in list(inspect.signature(function).parameters.items())[1:]:  # the first is the session
+    for name, parameter in list(inspect.signature(function).parameters.items())[1:]:
         default = ... if parameter.default is inspect.Parameter.empty else parameter.default
         fields[name] = (hints.get(name, Any), FieldInfo(default=default, description=told.get(name)))
     called = getattr(function, "__name__", "tool")
