@@ -1,7 +1,6 @@
 """A real MCP server for tests, made with the official package: `python tools_server.py [PORT]`, stdio without a port.
 
-It gives its tools in pages of two. STARTS names a file that gets a line for each start, BROKEN a file: where it is
-there, the server ends at once. TOKEN, where it is set, must come as a bearer token.
+It gives its tools in pages of two. TOKEN, where it is set, must come as a bearer token.
 """
 
 from __future__ import annotations
@@ -9,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from pathlib import Path
 from typing import Any
 
 from mcp.server.mcpserver import Image, MCPServer
@@ -28,21 +26,12 @@ class Paged(MCPServer[Any]):
 
 
 server = Paged("tools", version="1.2.3", log_level="ERROR")
-count = 0
 
 
 @server.tool()
 def add(a: int, b: int) -> str:
     """Add two numbers."""
     return str(a + b)
-
-
-@server.tool()
-def count_up() -> str:
-    """How often this was called."""
-    global count
-    count += 1
-    return str(count)
 
 
 @server.tool()
@@ -76,14 +65,6 @@ def picture() -> Image:
     return Image(data=b"abc", format="png")
 
 
-if os.environ.get("MORE_TOOLS_AFTER") and Path(os.environ["MORE_TOOLS_AFTER"]).exists():
-
-    @server.tool()
-    def more() -> str:
-        """Was not there before."""
-        return ""
-
-
 async def serve(port: int) -> None:
     import uvicorn
 
@@ -102,11 +83,6 @@ async def serve(port: int) -> None:
 
 
 if __name__ == "__main__":
-    if starts := os.environ.get("STARTS"):
-        with open(starts, "a") as file:
-            file.write(f"{os.getpid()}\n")
-    if (broken := os.environ.get("BROKEN")) and Path(broken).exists():
-        sys.exit("cannot start: the token abc-secret is wrong")
     if len(sys.argv) > 1:
         asyncio.run(serve(int(sys.argv[1])))
     else:
