@@ -208,9 +208,7 @@ async def open_memories(config: MemoryConfig, key: str = "agent.memory") -> Memo
         snapshot = await threaded(lambda: read_snapshot(Path(named), reading), config.seconds, reading)
     memories = Memories(config, await _maker(config, key), snapshot)
     if config.service not in _SHIPPED and config.scope != "group_readonly":
-        trial = _checked(memories.make, f"{key}.service: {config.service}")
-        async with asyncio.timeout(config.seconds):
-            await trial.close()
+        await _tried(memories.make, f"{key}.service: {config.service}", config.seconds)
     return memories
 
 
@@ -231,12 +229,15 @@ async def _maker(config: MemoryConfig, key: str) -> Callable[[], Memory]:
     return lambda: cast(Memory, own(**config.options))
 
 
-def _checked(make: Callable[[], Memory], where: str) -> Memory:
+async def _tried(make: Callable[[], Memory], where: str, seconds: float) -> None:
     try:
         memory = make()
+        lacking = [name for name in ("add", "search", "close") if not callable(getattr(memory, name, None))]
+        if lacking:
+            raise UserError(f"{where}: expected a class with add, search and close; it has no {', '.join(lacking)}")
+        async with asyncio.timeout(seconds):
+            await memory.close()
+    except UserError:
+        raise
     except Exception as error:  # a person's own code, before a start
-        raise UserError(f"{where}: cannot be made: {describe(error)}") from error
-    lacking = [name for name in ("add", "search", "close") if not callable(getattr(memory, name, None))]
-    if lacking:
-        raise UserError(f"{where}: expected a class with add, search and close; it has no {', '.join(lacking)}")
-    return memory
+        raise UserError(f"{where}: cannot be made and closed: {describe(error)}") from error

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -77,19 +78,28 @@ async def test_a_conversation_is_what_its_events_make_of_it_user_included(store:
     assert conversation.turns == (TURN,)
 
 
-async def test_events_are_numbered_and_two_writers_do_not_both_win(store: Store) -> None:
+@pytest.fixture
+def hasty() -> Iterator[None]:
+    """Threads take turns as often as they can, so that what may go wrong between two steps does."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+async def test_events_are_numbered_and_of_writers_at_once_one_wins(store: Store, hasty: None) -> None:
     await keep(store, "a", *EVENTS[:2])
     await store.append("a", 1, EVENTS[1])  # again, by one who heard no answer
     for number, event in ((1, EVENTS[2]), (5, EVENTS[2]), (3, EVENTS[1])):
         with pytest.raises(Conflict, match=f"conversation a has 2 events: number {number} is not the next"):
             await store.append("a", number, event)
-    results = await asyncio.gather(
-        *(store.append("a", 2, said({"role": "user", "content": str(n)}, 2.0)) for n in range(2)),
-        return_exceptions=True,
-    )
-    assert [type(result) for result in results if result] == [Conflict]
+    for number in range(2, 12):
+        said_at_once = [said({"role": "user", "content": str(writer)}, 2.0) for writer in range(8)]
+        adding = (store.append("a", number, event) for event in said_at_once)
+        results = await asyncio.gather(*adding, return_exceptions=True)
+        assert [type(result) for result in results if result] == [Conflict] * 7
     conversation = await store.load("a")
-    assert conversation is not None and len(conversation.messages) == 2
+    assert conversation is not None and conversation.events == 12
     with pytest.raises(Conflict):
         await store.append("new", 1, EVENTS[1])
     assert await store.load("new") is None and not await store.delete("new")

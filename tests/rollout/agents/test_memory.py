@@ -195,7 +195,7 @@ async def test_a_memory_that_breaks_is_not_the_policys_fault(tmp_path: Path) -> 
     ("config", "expected"),
     [
         ({"service": "sqlit"}, "agent.memory.service: 'sqlit': no such memory; did you mean 'sqlite'?"),
-        ({"service": "json:loads"}, "agent.memory.service: json:loads: cannot be made: TypeError"),
+        ({"service": "json:loads"}, "agent.memory.service: json:loads: cannot be made and closed: TypeError"),
         ({"service": "builtins:dict"}, "it has no add, search, close"),
         ({"service": "sqlite", "path": "/dev/null/m.db"}, "agent.memory.path: /dev/null/m.db: expected a SQLite file"),
         ({"snapshot": "nowhere.jsonl"}, "agent.memory.snapshot: nowhere.jsonl: expected a snapshot of memories"),
