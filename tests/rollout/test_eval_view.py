@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from rollout.scores import SCORES, Version, create
 FAILURE = {"kind": "model", "where": "m", "message": "gone"}
 
 
-def write(run: Path, *groups: list[float | None], easy: int = 2) -> Path:
+def write(run: Path, *groups: Sequence[float | None], easy: int = 2) -> Path:
     """A task for each list of rewards, the first `easy` of them with a tag; None is an episode that failed."""
     rows = [
         row(
