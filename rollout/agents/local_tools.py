@@ -27,7 +27,7 @@ class LocalTools:
     @classmethod
     def of(cls, *functions: ToolFunction, closes: Callable[[], Awaitable[None]] = _nothing) -> LocalTools:
         """Of documented async functions `(seconds, **arguments)` with annotations; `seconds` is the call's time."""
-        return cls(tuple(bind(function) for function in functions), closes)
+        return cls(tuple(bind(function, 1) for function in functions), closes)
 
     @property
     def specs(self) -> tuple[ToolSpec, ...]:
