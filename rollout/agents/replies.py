@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from rollout import tool_use
 from rollout.trajectory import Message, ToolCall, ToolResult, ToolUse
 
 
 def skipped(call: ToolCall, why: str) -> ToolUse:
     """A call that never ran, and the reason that the policy reads."""
-    return ToolUse(call, ToolResult(f"error: {why}", error=why, skipped=True))
+    return ToolUse(call, tool_use.skipped(why))
 
 
 def refused(call: ToolCall, why: str) -> ToolUse:
