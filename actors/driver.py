@@ -36,6 +36,8 @@ from rollout.waits import HERE
 
 HOLD_SECONDS = 0.5
 """How long a runner with nothing to tell is waited for: also how fast the progress view and Ctrl-C react."""
+MOST_LEASES = 256
+"""In one order: the first of thousands are played while the others are still being chosen."""
 MAX_DEATHS = 5
 """Runners that may die one after the other in the same place without a file being committed in between."""
 STOP_SECONDS = 60.0
@@ -167,7 +169,7 @@ class Driver:
         if full:
             return Orders(draining=self.scheduler.drained, hold=HOLD_SECONDS)
         try:
-            return self.scheduler.assign(name, time.monotonic(), HOLD_SECONDS)
+            return self.scheduler.assign(name, time.monotonic(), HOLD_SECONDS, MOST_LEASES)
         except UserError as error:
             self._give_up(error)
             return Orders(hold=HOLD_SECONDS)

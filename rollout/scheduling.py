@@ -159,18 +159,22 @@ class Scheduler:
         assert name not in self._runners, f"runner {name} is known already"
         self._runners[name] = _Runner()
 
-    def assign(self, name: str, now: float, hold: float = 0.0) -> Orders:
-        """What a runner is to do: new leases, its share of what may still be in flight, and what to drop."""
+    def assign(self, name: str, now: float, hold: float = 0.0, most: int | None = None) -> Orders:
+        """What a runner is to do: new leases, its share of what may still be in flight, and what to drop.
+
+        An order holds at most `most` new leases. Where that leaves slots free, the runner is told to answer at once.
+        """
         runner = self._runners[name]
         share = -(-self.limit // len(self._runners))
         room = min(share - len(runner.running), self.limit - self._running)
         leases: list[Lease] = []
-        while len(leases) < room and (lease := self._next(name, now)) is not None:
+        while len(leases) < room and len(leases) != most and (lease := self._next(name, now)) is not None:
             leases.append(lease)
             runner.running[lease.episode_id] = lease
         drops, runner.drops = runner.drops, {}
         unplayed = self._write_down(runner)
-        return Orders(tuple(leases), drops, unplayed, draining=self.drained, hold=hold)
+        more = len(leases) == most and most < room
+        return Orders(tuple(leases), drops, unplayed, draining=self.drained, hold=0.0 if more else hold)
 
     def finish(self, name: str, episode_ids: Iterable[str], bad: Collection[str] = ()) -> None:
         """Episodes that ended; their rows are on the way. Frees their slots. Those in `bad` failed or were dropped."""

@@ -57,6 +57,18 @@ def test_samples_come_group_by_group_without_those_that_are_done() -> None:
     assert all(lease.final for lease in leases(3, attempts=1))
 
 
+def test_an_order_holds_as_many_leases_as_it_may_and_says_whether_there_is_room_for_more() -> None:
+    chosen = Scheduler(leases(10), in_flight=5, max_attempts=1)
+    chosen.add_runner("a")
+    first = chosen.assign("a", 0.0, hold=0.5, most=3)
+    assert (len(first.leases), first.hold) == (3, 0.0), "at once: two slots are free"
+    second = chosen.assign("a", 0.0, hold=0.5, most=3)
+    assert (len(second.leases), second.hold) == (2, 0.5)
+    chosen.finish("a", [lease.episode_id for lease in first.leases])
+    third = chosen.assign("a", 0.0, hold=0.5, most=3)
+    assert (len(third.leases), third.hold) == (3, 0.5), "all slots are taken"
+
+
 def test_invariant_7_samples_are_made_when_they_are_asked_for() -> None:
     asked = list[int]()
 
