@@ -122,7 +122,7 @@ def new_driver(
 
 
 def _watch(config: JobConfig, cluster: Cluster) -> Watch:
-    patience, limits = config.scheduler, config.run.limits.value()
+    patience, limits = config.scheduler, config.limits
     bounds = Bounds.of(
         limits, patience.max_attempts, patience.stuck_seconds, patience.silent_seconds, patience.start_seconds
     )

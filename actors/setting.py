@@ -12,6 +12,8 @@ from actors.courier import Courier
 from actors.mend import host_part
 from actors.resource_host import HostedSessions, Offer
 from actors.served_policy import ServedPolicy
+from rollout.agents.loading import Around, Loaded, is_plain, load_agent
+from rollout.conduct import plain
 from rollout.config import JobConfig, OpenAIConfig, ReplicatedConfig, ResourceConfig
 from rollout.episode import Setting
 from rollout.latency import Latencies
@@ -83,25 +85,40 @@ async def build_settings(job: Job, owner: str) -> dict[str, Setting]:
     used.
     """
     policy, new_ledger = _policy(job)
-    return {name: _setting(job, name, owner, policy, new_ledger) for name in job.hosts}
+    loaded = await _agent(job)
+    return {name: _setting(job, name, owner, policy, new_ledger, loaded) for name in job.hosts}
 
 
-def _setting(job: Job, name: str, owner: str, policy: Policy, new_ledger: Callable[[], Ledger]) -> Setting:
+async def _agent(job: Job) -> Loaded | None:
+    """What the agent is told beside instructions and tools; None when that is nothing."""
+    config = job.config
+    if is_plain(config.agent):
+        return None
+    sampling = config.model.sampling.value()
+    return await load_agent(config.agent, Around(sampling, context_of(config), job.names.model))
+
+
+def _setting(
+    job: Job, name: str, owner: str, policy: Policy, new_ledger: Callable[[], Ledger], loaded: Loaded | None
+) -> Setting:
     config, hosts = job.config, job.hosts[name]
     parts = [(host_part(number), host.exchange.remote) for number, host in enumerate(hosts.handles, hosts.first)]
     silent = config.scheduler.silent_seconds
     couriers = [Courier(HERE.heard_by(part, exchange), part, silent_seconds=silent) for part, exchange in parts]
     return Setting(
-        agent=config.agent.value(config.model.sampling.value()),
+        agent=config.agent.value(config.model.sampling.value()) if loaded is None else loaded.parts.agent,
         policy=policy,
         sessions=HostedSessions(couriers, hosts.offer, owner),
-        limits=config.run.limits.value(),
+        limits=config.limits,
         new_ledger=new_ledger,
         resource=job.names.resources[name],
         model=job.names.model,
         context=context_of(config),
-        restores=hosts.offer.restores,
+        # What hooks, guardrails and memories did is not kept with a turn, so nobody could go on behind it.
+        restores=hosts.offer.restores if loaded is None else None,
         vocabulary=vocabulary_of(config),
+        conduct=plain if loaded is None else loaded.conduct,
+        closes=None if loaded is None else loaded.close,
     )
 
 
@@ -119,6 +136,8 @@ async def close_settings(settings: Mapping[str, Setting]) -> None:
     for setting in settings.values():
         if isinstance(setting.policy, OpenAIPolicy):
             await setting.policy.aclose()
+        if setting.closes is not None:
+            await setting.closes()
 
 
 def located(config: JobConfig) -> JobConfig:

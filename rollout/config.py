@@ -21,13 +21,13 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 from yaml import YAMLError
 
+from rollout.agents.section import AgentConfig
 from rollout.errors import UserError, nearest
+from rollout.job_section import JobConfig
 from rollout.sections import (
     WHOLE,
-    AgentConfig,
     AnyModelConfig,
     DatasetConfig,
-    JobConfig,
     LimitsConfig,
     MixedResourceConfig,
     ModelConfig,

@@ -13,23 +13,25 @@ a turn is: environment or answer, turns, tokens, time, context.
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from rollout import logs
+from rollout.conduct import NOTHING, Acted, Conduct, Ended, Ready, Said, acted, penalized, plain
 from rollout.errors import BoundaryError, ContextExceeded, NotRestored, UserError, boundary
 from rollout.lifetime import opened
 from rollout.protocols import Ledger, Policy, Recorded, Seeded, Session, Sessions
 from rollout.restoring import Diverged, Record
 from rollout.saved import Saved
 from rollout.soundness import check_completion, check_score
-from rollout.tool_use import TRANSPORT_SECONDS, unanswered, use_tools
+from rollout.tool_use import TRANSPORT_SECONDS, unanswered
 from rollout.trajectory import (
     Agent,
     Completion,
+    Extras,
     Failure,
     FailureKind,
     FinishReason,
@@ -41,9 +43,6 @@ from rollout.trajectory import (
     Score,
     Seconds,
     StopReason,
-    ToolCall,
-    ToolSpec,
-    ToolUse,
     Trajectory,
     Transcript,
     Turn,
@@ -71,6 +70,10 @@ class Setting:
     """Takes finished turns, by episode and number, as they come; None keeps none."""
     vocabulary: int | None = None
     """Token ids the model has; None when nobody knows."""
+    conduct: Callable[[Agent, Lease], Conduct] = plain
+    """How the agent goes about an episode."""
+    closes: Callable[[], Awaitable[None]] | None = None
+    """Frees what the agent's episodes share; all settings of a job share one agent. Idempotent."""
 
 
 async def run_episode(
@@ -102,65 +105,72 @@ class _Episode:
     messages: list[Message] = field(default_factory=list[Message])
     opening: int = 0
     turns: list[Turn] = field(default_factory=list[Turn])
+    conduct: Conduct = field(init=False)
+    left: Ended = NOTHING
+    """What the agent leaves behind, once it has ended."""
     snapshot: bytes | None = None
     """The session's state after the last turn's tools, of resources that give one."""
+    full: bool = False
+    """The last call had all the room that the model has."""
     tool_seconds: float = 0.0
     verify_seconds: float = 0.0
     began: float = field(default_factory=time.monotonic)
     started_at: float = field(default_factory=time.time)
 
+    def __post_init__(self) -> None:
+        self.conduct = self.setting.conduct(self.setting.agent, self.lease)
+
     async def play(self) -> Trajectory:
         score: Score | None = None
-        failure: Failure | None = None
+        broken: BoundaryError | None = None
         dropped: str | None = None
         stop = StopReason.FAILED
         setting, snapshot = self.setting, self.record.snapshot
         try:
             async with opened(setting.sessions, self.lease, setting.limits, setting.resource, snapshot) as seeded:
                 self.tool_seconds = time.monotonic() - self.began
-                stop = await self._converse(seeded)
+                try:
+                    stop = await self._converse(seeded)
+                except BoundaryError as error:
+                    broken = error
+                    raise
+                finally:
+                    self.left = await self.conduct.end(stop, broken)
                 score = await self._verify(seeded.session, stop)
         except BoundaryError as error:
             if isinstance(error.__cause__, NotRestored):
                 raise Diverged(error.failure.message) from error
-            failure, stop = error.failure, StopReason.FAILED
+            broken, stop = error, StopReason.FAILED
         except asyncio.CancelledError:
             if (reason := self.drops.get(self.lease.episode_id)) is None:
                 raise
             if score is None:  # else it had ended, only its session was still being closed
                 dropped, stop = reason, StopReason.DROPPED
-        return self._trajectory(stop, score, failure, dropped)
+        return self._trajectory(stop, score, broken.failure if broken is not None else None, dropped)
 
     async def _converse(self, seeded: Seeded) -> StopReason:
-        agent = self.setting.agent
-        tools = tuple(spec for spec in seeded.tools if agent.tools is None or spec.name in agent.tools)
-        instructions = agent.instructions if agent.instructions is not None else seeded.instructions
-        system: list[Message] = [{"role": "system", "content": instructions}] if instructions else []
-        ledger = self.setting.new_ledger()
-        said: list[Message] = [*system, *seeded.messages]
+        conduct, ledger = self.conduct, self.setting.new_ledger()
+        said = await conduct.open(seeded)
         self.opening = len(said)
         while True:
             self.messages += said
             if (stop := self._spent()) is not None:
                 return stop
-            self._extend(ledger, said, tools)
-            if (prompt := self._prompt(ledger, tools)) is None:
-                return StopReason.CONTEXT
-            logs.turn(len(self.turns))
-            began = time.monotonic()
-            completion = self.record.completion(prompt) or await self._complete(prompt)
-            if isinstance(completion, StopReason):
-                return completion
-            recorded = ledger.record(completion)
+            ready = await self._prepare(ledger, said)
+            if isinstance(ready, StopReason):
+                return ready
+            self.messages += ready.said
+            recorded = await self._sample(ledger, ready.extras)
+            if isinstance(recorded, StopReason):
+                return recorded
             self.messages.append(recorded.message)
-            self._keep(recorded, time.monotonic() - began)
-            log.debug("%s after %d tokens", completion.finish_reason, completion.num_sampled)
-            cut = self._cut(prompt, completion)
-            said = await self._act(seeded, recorded, tools, cut is not None)
+            cut = self._cut(recorded)
+            step = await self._act(Said.of(recorded, seeded.text_tool, conduct.tools, len(self.turns) - 1), cut)
             self._save()
-            if (stop := cut or self._ended()) is not None:
-                self.messages += said
+            if (stop := cut or step.stop) is not None:
+                self.messages += step.said
                 return stop
+            said = step.said
 
     def _spent(self) -> StopReason | None:
         limits = self.setting.limits
@@ -170,19 +180,34 @@ class _Episode:
             return StopReason.MAX_TOKENS
         return StopReason.TIMEOUT if self._seconds_left() <= 0 else None
 
-    def _extend(self, ledger: Ledger, said: Sequence[Message], tools: tuple[ToolSpec, ...]) -> None:
+    async def _prepare(self, ledger: Ledger, said: Sequence[Message]) -> Ready | StopReason:
         try:
-            ledger.extend(said, tools)
+            return await self.conduct.prepare(ledger, said, self.turns, partial(self._sample, ledger))
         except UserError as error:
             if self.turns:
                 raise  # the template cannot continue at all, whatever is said
             raise BoundaryError(Failure(FailureKind.SEED, "chat template", str(error))) from error
 
-    def _prompt(self, ledger: Ledger, tools: tuple[ToolSpec, ...]) -> Prompt | None:
+    async def _sample(self, ledger: Ledger, extras: Extras) -> Recorded | StopReason:
+        """One model call, recorded and kept as a turn; why there is none, if there is none."""
+        if (prompt := self._prompt(ledger, extras)) is None:
+            return StopReason.CONTEXT
+        logs.turn(len(self.turns))
+        began = time.monotonic()
+        completion = self.record.completion(prompt) or await self._complete(prompt)
+        if isinstance(completion, StopReason):
+            return completion
+        recorded = ledger.record(completion)
+        self._keep(recorded, prompt, time.monotonic() - began)
+        log.debug("%s after %d tokens", completion.finish_reason, completion.num_sampled)
+        return recorded
+
+    def _prompt(self, ledger: Ledger, extras: Extras) -> Prompt | None:
         """The next model call; None when it does not fit the model."""
         ids, messages = ledger.prompt()
         limits, context = self.setting.limits, self.setting.context
-        room = limits.turn_tokens if context is None else context - len(ids)
+        most = limits.turn_tokens if extras.max_tokens is None else min(limits.turn_tokens, extras.max_tokens)
+        room = most if context is None else context - len(ids)
         if room <= 0:
             return None
         return Prompt(
@@ -191,10 +216,11 @@ class _Episode:
             turn=len(self.turns),
             ids=ids,
             messages=messages,
-            tools=tools,
-            max_tokens=min(limits.turn_tokens, self._tokens_left(), room),
-            sampling=self.setting.agent.sampling,
+            tools=self.conduct.tools,
+            max_tokens=min(most, self._tokens_left(), room),
+            sampling=self.conduct.agent.sampling,
             seconds=min(limits.turn_seconds, self._seconds_left()),
+            extras=extras,
         )
 
     async def _complete(self, prompt: Prompt) -> Completion | StopReason:
@@ -214,59 +240,48 @@ class _Episode:
             raise BoundaryError(failure)
         return completion
 
-    def _cut(self, prompt: Prompt, completion: Completion) -> StopReason | None:
+    def _cut(self, recorded: Recorded) -> StopReason | None:
         """Which limit cut the completion, if one did."""
-        if completion.finish_reason is not FinishReason.LENGTH:
+        if recorded.completion.finish_reason is not FinishReason.LENGTH:
             return None
-        context = self.setting.context
-        full = context is not None and len(prompt.ids) + prompt.max_tokens >= context
-        return StopReason.CONTEXT if full else StopReason.MAX_TOKENS
+        return StopReason.CONTEXT if self.full else StopReason.MAX_TOKENS
 
-    async def _act(self, seeded: Seeded, recorded: Recorded, tools: tuple[ToolSpec, ...], cut: bool) -> list[Message]:
-        """Uses the turn's tools and keeps what they answered. What the policy is told next."""
-        calls, implied = self._calls(recorded, seeded.text_tool, tools)
+    async def _act(self, said: Said, cut: StopReason | None) -> Acted:
+        """Acts on the turn and keeps what its tools answered."""
         self.snapshot = None
-        if not calls:
-            return []
         began = time.monotonic()
         seconds = max(0.1, min(self.setting.limits.tool_seconds, self._seconds_left()))
-        if (used := self.record.used(len(self.turns) - 1)) is None:
+        used = self.record.used(len(self.turns) - 1) if said.calls else None
+        if used is not None:
+            step = acted(used, said.implied)
+        else:
             try:
-                used = await use_tools(seeded.session, calls, [spec.name for spec in tools], seconds, cut)
+                step = await self.conduct.act(said, self.turns, seconds, cut is not None)
             except asyncio.CancelledError:  # where the turn is kept all the same, so are its calls
-                self.turns[-1] = replace(self.turns[-1], tool_uses=unanswered(calls))
+                self.turns[-1] = replace(self.turns[-1], tool_uses=unanswered(said.calls))
                 raise
-        self.snapshot = used.snapshot
-        self.tool_seconds += time.monotonic() - began
-        self.turns[-1] = replace(self.turns[-1], tool_uses=used.uses)
-        said = [_answer(use, implied) for use in used.uses]
-        if used.broken is not None:
-            self.messages += said
-            raise used.broken
-        return said
+        self.snapshot = step.snapshot
+        if step.uses:
+            self.tool_seconds += time.monotonic() - began
+            self.turns[-1] = replace(self.turns[-1], tool_uses=step.uses)
+        if step.broken is not None:
+            self.messages += step.said
+            raise step.broken
+        return step
 
-    def _calls(
-        self, recorded: Recorded, text_tool: str | None, tools: tuple[ToolSpec, ...]
-    ) -> tuple[tuple[ToolCall, ...], bool]:
-        """The turn's calls; plain text is a call to the resource's text tool where the policy has it."""
-        calls = tuple(part.call for part in recorded.segments if part.call is not None)
-        spec = next((spec for spec in tools if spec.name == text_tool), None)
-        if calls or spec is None:
-            return calls, False
-        argument = next(iter(spec.parameters["properties"]))
-        text = json.dumps({argument: recorded.message["content"].strip()}, ensure_ascii=False)
-        return (ToolCall(f"said_{len(self.turns) - 1}", spec.name, text),), True
-
-    def _keep(self, recorded: Recorded, model_seconds: float) -> None:
+    def _keep(self, recorded: Recorded, prompt: Prompt, model_seconds: float) -> None:
+        context = self.setting.context
+        self.full = context is not None and len(prompt.ids) + prompt.max_tokens >= context
         turn = Turn(
-            agent=self.setting.agent.name,
+            agent=self.conduct.agent.name,
             segment=recorded.segment,
             prompt_ids=recorded.prompt_ids,
             completion=recorded.completion,
             segments=recorded.segments,
             segment_break=recorded.segment_break,
-            sampling=self.setting.agent.sampling,
+            sampling=prompt.sampling,
             model_seconds=model_seconds,
+            constrained=prompt.extras.grammar is not None,
         )
         self.turns.append(turn)
 
@@ -279,21 +294,15 @@ class _Episode:
             opening = () if number else tuple(self.messages[: self.opening])
             self.setting.keep(self.lease.episode_id, number, Saved(self.turns[-1], self.snapshot, opening))
 
-    def _ended(self) -> StopReason | None:
-        uses = self.turns[-1].tool_uses
-        if any(use.result.done for use in uses):
-            return StopReason.ENVIRONMENT
-        return None if uses else StopReason.DONE
-
     async def _verify(self, session: Session, stop: StopReason) -> Score:
         rewards = tuple(turn.reward for turn in self.turns if turn.reward is not None)
-        transcript = Transcript(tuple(self.messages), stop, rewards, self.opening)
+        transcript = Transcript(tuple(self.messages), stop, rewards, self.opening, self.left.answer)
         seconds = self.setting.limits.verify_seconds
         began = time.monotonic()
         async with boundary(FailureKind.VERIFY, self.setting.resource, seconds + TRANSPORT_SECONDS):
             score = check_score(await session.verify(transcript, seconds))
         self.verify_seconds = time.monotonic() - began
-        return score
+        return penalized(score, self.left.penalty)
 
     def _tokens_left(self) -> int:
         return self.setting.limits.max_tokens - sum(turn.completion.num_sampled for turn in self.turns)
@@ -324,7 +333,7 @@ class _Episode:
             agent=self.setting.agent.name,
             model=self.setting.model,
             messages=tuple(self.messages),
-            turns=tuple(self.turns),
+            turns=self._marked(),
             stop_reason=stop,
             score=score,
             failure=failure,
@@ -333,11 +342,13 @@ class _Episode:
             seconds=seconds,
             started_at=self.started_at,
             finished_at=time.time(),
+            answer=self.left.answer,
+            events=self.left.events,
         )
 
-
-def _answer(use: ToolUse, implied: bool) -> Message:
-    """A result as the policy reads it: a tool message, or simply the next thing it is told."""
-    if implied:
-        return {"role": "user", "content": use.result.content}
-    return {"role": "tool", "content": use.result.content, "tool_call_id": use.call.id, "name": use.call.name}
+    def _marked(self) -> tuple[Turn, ...]:
+        """The turns, those marked that are not to be trained on."""
+        untrained = self.left.untrained
+        if not untrained:
+            return tuple(self.turns)
+        return tuple(replace(turn, trainable=number not in untrained) for number, turn in enumerate(self.turns))

@@ -1,4 +1,4 @@
-"""The seams: what an episode needs of the outside. Each has at most three methods and a real fake that ships."""
+"""The seams: what an episode needs of the outside. Each has at most five methods and a real fake that ships."""
 
 from __future__ import annotations
 
@@ -77,6 +77,10 @@ class Sessions(Protocol):
 class Ledger(Protocol):
     """The record of one conversation, and the only author of its prompts."""
 
+    def begin(self, messages: Sequence[Message], tools: tuple[ToolSpec, ...], reason: str) -> None:
+        """Shows the policy these messages instead of all that was said: a new segment, and why it is one."""
+        ...
+
     def extend(self, messages: Sequence[Message], tools: tuple[ToolSpec, ...]) -> None:
         """Appends messages the policy did not write."""
         ...
@@ -87,6 +91,10 @@ class Ledger(Protocol):
 
     def record(self, completion: Completion) -> Recorded:
         """Takes a completion in and tells what it says."""
+        ...
+
+    def count(self, messages: Sequence[Message], tools: tuple[ToolSpec, ...]) -> int:
+        """Tokens of a prompt that shows these messages; without a tokenizer about as many as the endpoint counts."""
         ...
 
 

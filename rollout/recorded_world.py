@@ -67,11 +67,11 @@ class Recorded:
         with told_of(self.environment):
             resource = load(reference or own.name, self.options(reference, given))
         offload.configure(own.verifier_processes)
-        sessions, run = LocalSessions(SessionTable(resource)), self.config.run
+        sessions = LocalSessions(SessionTable(resource))
         try:
             yield (
                 World(
-                    sessions, resource.name, resource.rescores, run.limits.value(), self.config.agent.value(Sampling())
+                    sessions, resource.name, resource.rescores, self.config.limits, self.config.agent.value(Sampling())
                 ),
                 code(resource),
             )

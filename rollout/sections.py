@@ -7,12 +7,11 @@ the name of an environment variable.
 from __future__ import annotations
 
 import os
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
 
-from rollout.trajectory import Agent, Limits, Sampling
+from rollout.trajectory import Limits, Sampling
 
 PathText = Annotated[str, Field(min_length=1), AfterValidator(os.path.expanduser)]
 """A path as it is typed: shells leave the ~ of key=~/path alone."""
@@ -98,20 +97,6 @@ class SamplingConfig(Section):
     def value(self) -> Sampling:
         """As the engine takes it."""
         return Sampling(**self.model_dump())
-
-
-class AgentConfig(Section):
-    """How the policy is set to work."""
-
-    name: str = "agent"
-    instructions: str | None = None
-    """System message; the resource's own when not given."""
-    tools: tuple[str, ...] | None = None
-    """Which of the resource's tools it gets; all when not given."""
-
-    def value(self, sampling: Sampling) -> Agent:
-        """As the episode loop takes it."""
-        return Agent(self.name, self.instructions, self.tools, sampling)
 
 
 class ModelConfig(Section):
@@ -272,38 +257,3 @@ class LogsConfig(Section):
     """The least that is written; debug adds a line a turn, of this package's own code only."""
     format: Literal["text", "json"] = "text"
     """Lines for people, or for programs."""
-
-
-class JobConfig(Section):
-    """One job."""
-
-    run: RunConfig
-    tasks: TasksConfig = TasksConfig()
-    agent: AgentConfig = AgentConfig()
-    model: AnyModelConfig
-    resource: ResourceConfig | None = None
-    """The environment,"""
-    resources: Annotated[dict[ResourceName, MixedResourceConfig], Field(min_length=1)] | None = None
-    """or several by name, each with its own tasks."""
-    scheduler: SchedulerConfig = SchedulerConfig()
-    dataset: DatasetConfig = DatasetConfig()
-    logs: LogsConfig = LogsConfig()
-
-    @model_validator(mode="after")
-    def _names_its_environment_once(self) -> Self:
-        if self.resources is None and self.resource is None:
-            raise PydanticCustomError(WHOLE, "resource: missing; a job needs resource, or resources with several")
-        if self.resources is not None and self.resource is not None:
-            raise PydanticCustomError(WHOLE, "resources: expected either resource or resources, found both")
-        if self.resources is not None and self.tasks != TasksConfig():
-            instead = "tasks: each of resources has its own; give resources.{name}.tasks"
-            raise PydanticCustomError(WHOLE, instead, {"name": min(self.resources)})
-        return self
-
-    @property
-    def environments(self) -> dict[str, MixedResourceConfig]:
-        """The environments by name, in the order of their names; the only one of a job has the empty name."""
-        if self.resources is not None:
-            return dict(sorted(self.resources.items()))
-        assert self.resource is not None, "it was validated"
-        return {"": MixedResourceConfig(**dict(self.resource), tasks=self.tasks)}

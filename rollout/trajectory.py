@@ -6,13 +6,17 @@ never stored. Nothing here knows about files, networks, Ray or any tokenizer.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal
 
 from rollout.turn import (
+    Attempt,
     Completion,
+    Event,
+    Extras,
     FinishReason,
     Json,
     Message,
@@ -29,7 +33,10 @@ from rollout.turn import (
 
 __all__ = [
     "Agent",
+    "Attempt",
     "Completion",
+    "Event",
+    "Extras",
     "Failure",
     "FailureKind",
     "FinishReason",
@@ -78,12 +85,24 @@ class Task:
 
 
 class StopReason(StrEnum):
-    """Why an episode ended. The first two are terminations; the next four truncations; the last two neither."""
+    """Why an episode ended. The first group are terminations, the next truncations, the last two neither."""
 
     DONE = "done"
-    """The policy answered without calling a tool."""
+    """The policy answered without calling a tool, or in the form that it was asked for."""
     ENVIRONMENT = "environment"
     """The environment said that it is over."""
+    RETURN_DIRECT = "return_direct"
+    """The result of a tool was the answer."""
+    HANDOFF = "handoff"
+    """The policy handed over to an agent that does not follow: handoffs are not followed, or there were too many."""
+    PARSE_ERROR = "parse_error"
+    """The answer never had its form."""
+    TOOL_RETRIES = "tool_retries"
+    """A tool was called wrongly more often in a row than it may be."""
+    GUARDRAIL = "guardrail"
+    """A guardrail let the input or the answer go no further."""
+    DENIED = "approval_denied"
+    """Whoever was asked to approve a call ended the run."""
     MAX_TURNS = "max_turns"
     MAX_TOKENS = "max_tokens"
     """The episode's budget of sampled tokens is spent, or a completion was cut by its own limit."""
@@ -91,6 +110,10 @@ class StopReason(StrEnum):
     """The model has no room left: the next prompt does not fit, or a completion ran into the end."""
     TIMEOUT = "timeout"
     """The episode's deadline, less the time kept back for scoring."""
+    COST = "cost"
+    """The budget of the episode or of the job is spent."""
+    NOT_APPROVED = "approval_timeout"
+    """Nobody answered whether a call may be made."""
     FAILED = "failed"
     """Something outside the policy broke; see the failure."""
     DROPPED = "dropped"
@@ -102,7 +125,16 @@ class StopReason(StrEnum):
         return self in _TRUNCATIONS
 
 
-_TRUNCATIONS = frozenset({StopReason.MAX_TURNS, StopReason.MAX_TOKENS, StopReason.CONTEXT, StopReason.TIMEOUT})
+_TRUNCATIONS = frozenset(
+    {
+        StopReason.MAX_TURNS,
+        StopReason.MAX_TOKENS,
+        StopReason.CONTEXT,
+        StopReason.TIMEOUT,
+        StopReason.COST,
+        StopReason.NOT_APPROVED,
+    }
+)
 
 
 class Status(StrEnum):
@@ -157,13 +189,17 @@ class Transcript:
     """Step rewards in order."""
     opening: int = 0
     """How many messages there were before the policy's first turn."""
+    value: Json = None
+    """The answer where it is not simply the last turn's text: a value of the form asked for, or a tool's result."""
 
     @property
     def answer(self) -> str:
         """What the policy said in its last turn, outside reasoning and tool calls; empty when it said nothing.
 
-        An example answer in the task's own messages is not the policy's.
+        An example answer in the task's own messages is not the policy's. A `value` is the answer, as text or as JSON.
         """
+        if self.value is not None:
+            return self.value if isinstance(self.value, str) else json.dumps(self.value, ensure_ascii=False)
         for message in reversed(self.messages[self.opening :]):
             if message["role"] == "assistant":
                 return message["content"]
@@ -264,6 +300,12 @@ class Trajectory:
     seconds: Seconds = field(default_factory=Seconds)
     started_at: float = 0.0
     finished_at: float = 0.0
+    answer: Json = None
+    """What the agent answered, where that is not simply the last turn's text."""
+    events: tuple[Event, ...] = ()
+    """What the agent's parts did, in order."""
+    cost: float | None = None
+    """USD of the model calls; None when that of any is not known."""
 
     @property
     def status(self) -> Status:

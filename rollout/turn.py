@@ -106,6 +106,24 @@ class Sampling:
 
 
 @dataclass(frozen=True, slots=True)
+class Extras:
+    """What a model call asks for beside its prompt and its sampling, in the words of each place that may be asked."""
+
+    body: Mapping[str, Json] = field(default_factory=dict[str, Json])
+    """Keys of an OpenAI-compatible request."""
+    vllm: Mapping[str, Json] = field(default_factory=dict[str, Json])
+    """Arguments of vLLM's SamplingParams."""
+    grammar: Mapping[str, Json] | None = None
+    """Arguments of vLLM's StructuredOutputsParams, where prompts are tokens: what is drawn then is not the policy's own
+    distribution, but what the grammar leaves of it."""
+    max_tokens: int | None = None
+    """Sampled tokens at most; None leaves the turn's own limit."""
+
+
+NO_EXTRAS = Extras()
+
+
+@dataclass(frozen=True, slots=True)
 class Prompt:
     """One model call. A policy that speaks tokens reads `ids`; one that speaks chat reads `messages`."""
 
@@ -119,6 +137,17 @@ class Prompt:
     sampling: Sampling
     seconds: float
     """Time left for this call."""
+    extras: Extras = NO_EXTRAS
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One try at a model call that failed, and seconds until the next; None where there was none."""
+
+    number: int
+    error: str
+    status: int | None
+    delay: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +170,8 @@ class Completion:
     message: Message | None = None
     prompt_ids: Sequence[int] | None = None
     queue_seconds: float = 0.0
+    attempts: tuple[Attempt, ...] = ()
+    """Tries that failed before this one."""
 
     @property
     def num_sampled(self) -> int:
@@ -172,6 +203,10 @@ class Turn:
     segment_break: str | None = None
     sampling: Sampling = field(default_factory=Sampling)
     model_seconds: float = 0.0
+    constrained: bool = False
+    """A grammar left only some tokens to be drawn."""
+    trainable: bool = True
+    """Whether the agent's tokens are to be trained on."""
 
     @property
     def reward(self) -> float | None:
@@ -188,3 +223,15 @@ class Turn:
     def reasoning(self) -> str:
         """All reasoning of the turn."""
         return "\n".join(part.text for part in self.segments if part.kind == "reasoning").strip()
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that an agent's parts did, beside what was sampled and called."""
+
+    turn: int
+    kind: str
+    """`guardrail`, `approval`, `parse_error`, `compaction`, `hook`, `handoff`, ..."""
+    name: str
+    detail: Mapping[str, Json] = field(default_factory=dict[str, Json])
+    seconds: float = 0.0

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from deltalake import DeltaTable
@@ -41,6 +42,18 @@ def held_out(model: Path, run: Path, problems: int) -> Mean:
     subprocess.run([sys.executable, "-m", "rollout", "run", "learn", *job], check=True)
     rewards = DeltaTable(run / "episodes").to_pyarrow_table(columns=["reward"])["reward"].drop_null().to_numpy()
     return Mean(float(rewards.mean()), float(rewards.std() / len(rewards) ** 0.5))
+
+
+def staleness(table: Any, version: int) -> dict[str, float]:
+    """How many versions older than the trainer's the sampled tokens are, and what share is older at all."""
+    spans = [span for spans in table["versions"].to_pylist() for span in spans]
+    behind = np.array([version - int(span["version"]) for span in spans])
+    tokens = np.array([span["end"] - span["start"] for span in spans])
+    return {
+        "stale_mean": float(np.average(behind, weights=tokens)),
+        "stale_max": float(behind.max()),
+        "off_policy": float(np.average(behind > 0, weights=tokens)),
+    }
 
 
 def note(out: Path, step: Step) -> None:

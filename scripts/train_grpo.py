@@ -19,7 +19,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -31,13 +31,14 @@ from transformers import Qwen3ForCausalLM
 
 from actors.online import open_service_sync
 from rollout.template import BUNDLED
-from rollout.token_rewards import token_rewards
-from scripts.learning import Step, draw, held_out, note  # noqa: TID251 - the part of this script that draws
+from scripts.learning import Step, draw, held_out, note, staleness  # noqa: TID251 - the part of this script that draws
 
 CLIP = (0.2, 0.28)
 """How far below and above 1 a ratio still teaches."""
 TRUNCATE = 2.0
 """The most that a ratio may weigh."""
+RATES = (3e-5, 3e-3, 5e-2)
+"""Of matrices, norms' gains, the last norm's gains: these say how sure the model is of any token, and may move fast."""
 TOKENS = 4096
 """In one forward pass, padding included: small enough for the caches of a CPU."""
 
@@ -53,7 +54,7 @@ def main() -> int:
     torch.manual_seed(options.seed)
     out: Path = options.folder
     before = held_out(BUNDLED, out / "before", options.problems)
-    learner = Learner(options.rate, options.gain_rate, options.warmup, options.updates, options.seed)
+    learner = Learner(options.rates, options.warmup, options.updates, options.seed)
     conf = [f"run.dir={out / 'run'}", f"run.seed={options.seed}"]
     steps: list[Step] = []
     with open_service_sync("learn", conf, max_behind=options.max_behind, by="start") as service:
@@ -97,27 +98,29 @@ def group_advantages(groups: np.ndarray, rewards: np.ndarray, weights: np.ndarra
 
 
 def step_advantages(table: Any) -> list[np.ndarray]:
-    """How much better than its group's each turn is, by token: GRPO with process supervision (section 4.1.3 there).
+    """How much better than its group each turn turned out, by token, where the environment rewards steps.
 
-    For environments that give every step a reward. A turn is worth its own step reward, an episode's last one what is
-    missing to the episode's reward; it is compared with the other turns of the group, last ones with last ones. What
-    came before or after is not credited to it: whether a step was right does not hang on that, and the noise of an
-    episode's other turns is most of what `group_advantages` tells a turn.
+    The step rewards tell where an episode was lost: a turn behind the first negative one has no part in it and teaches
+    nothing, all others are worth the episode's reward. A turn is compared with those of its group that were as far,
+    for only they had the same to lose; with all of the group's where they are fewer than four.
     """
-    lengths = table["loss_mask"].combine_chunks().value_lengths().to_numpy()
-    mask = table["loss_mask"].combine_chunks().flatten().to_numpy().astype(bool)
-    rewards = token_rewards(table).flatten().to_numpy()
-    sample = np.repeat(np.arange(len(lengths)), lengths)
+    masks, steps = table["loss_mask"].to_pylist(), table["step_rewards"].to_pylist()
+    lengths = [len(one) for one in masks]
+    mask, sample = np.concatenate(masks).astype(bool), np.repeat(np.arange(len(lengths)), lengths)
+    rewards = np.concatenate([step or np.zeros(length) for step, length in zip(steps, lengths, strict=True)])
     starts = mask & ~np.append(False, mask[:-1] & (sample[1:] == sample[:-1]))
-    turn = np.cumsum(starts)[mask] - 1
-    worth, of = np.bincount(turn, rewards[mask]), sample[starts]
-    ends = table["segment"].to_numpy() == table["num_segments"].to_numpy() - 1
-    last = np.append(of[1:] != of[:-1], True) & ends[of]
-    _, group = np.unique(table["group_id"].to_numpy(), return_inverse=True)
-    kind = 2 * group[of] + last
-    mean = np.bincount(kind, worth) / np.maximum(np.bincount(kind), 1)
+    turn, of = np.cumsum(starts)[mask] - 1, sample[starts]
+    wrong = np.bincount(turn, rewards[mask]) < 0
+    first = np.searchsorted(of, of)  # the first turn of each one's sample: how far a turn is, is its place less that
+    lost = np.cumsum(wrong) - wrong
+    counts = lost == lost[first]
+    worth = np.where(counts, table["reward"].to_numpy()[of], 0.0)
+    _, group = np.unique(table["group_id"].to_numpy()[of], return_inverse=True)
+    _, peers = np.unique(np.stack([group, np.arange(len(of)) - first]), axis=1, return_inverse=True)
+    whole, near = (np.bincount(key, worth) / np.maximum(np.bincount(key, counts), 1) for key in (group, peers))
+    mean = np.where(np.bincount(peers, counts)[peers] < 4, whole[group], near[peers])
     advantages = np.zeros(len(mask), np.float32)
-    advantages[mask] = (worth - mean[kind])[turn]
+    advantages[mask] = np.where(counts, worth - mean, 0.0)[turn]
     return np.split(advantages, np.cumsum(lengths)[:-1])
 
 
@@ -166,11 +169,13 @@ class Sample:
 class Learner:
     """Weights in float32, their optimizer, and one method that learns from a table of samples."""
 
-    def __init__(self, rate: float, gain_rate: float, warmup: int, updates: int, seed: int) -> None:
+    def __init__(self, rates: Sequence[float], warmup: int, updates: int, seed: int) -> None:
         self.model: Any = Qwen3ForCausalLM.from_pretrained(BUNDLED, dtype=torch.float32)
-        gains = [parameter for parameter in self.model.parameters() if parameter.ndim == 1]
-        others = [parameter for parameter in self.model.parameters() if parameter.ndim > 1]
-        groups = [{"params": others, "highest": rate}, {"params": gains, "highest": gain_rate}]
+        last = self.model.model.norm.weight
+        gains = [parameter for parameter in self.model.parameters() if parameter.ndim == 1 and parameter is not last]
+        matrices = [parameter for parameter in self.model.parameters() if parameter.ndim > 1]
+        parts = zip((matrices, gains, [last]), rates, strict=True)
+        groups = [{"params": parameters, "highest": rate} for parameters, rate in parts]
         self._optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=0.0)
         self._warmup, self._updates, self._done = warmup, updates, 0
         self._rng = np.random.default_rng(seed)
@@ -267,18 +272,6 @@ def padded(rows: list[torch.Tensor]) -> torch.Tensor:
     return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
 
 
-def staleness(table: Any, version: int) -> dict[str, float]:
-    """How many versions older than the trainer's the sampled tokens are, and what share is older at all."""
-    spans = [span for spans in table["versions"].to_pylist() for span in spans]
-    behind = np.array([version - int(span["version"]) for span in spans])
-    tokens = np.array([span["end"] - span["start"] for span in spans])
-    return {
-        "stale_mean": float(np.average(behind, weights=tokens)),
-        "stale_max": float(behind.max()),
-        "off_policy": float(np.average(behind > 0, weights=tokens)),
-    }
-
-
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("folder", type=Path, help="where everything goes; must be new")
@@ -286,9 +279,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=18.0, help="until the last version, start included")
     parser.add_argument("--groups", type=int, default=32, help="to a version; groups with equal rewards do not count")
     parser.add_argument("--updates", type=int, default=4, help="optimizer steps on each batch")
-    parser.add_argument("--rate", type=float, default=2e-5, help="learning rate of matrices at its highest")
-    parser.add_argument("--gain-rate", type=float, default=1e-2, help="that of the norms' gains")
-    parser.add_argument("--warmup", type=int, default=3, help="batches until both are reached")
+    parser.add_argument("--rates", type=float, nargs=3, default=RATES, help="at their highest; see RATES")
+    parser.add_argument("--warmup", type=int, default=3, help="batches until they are reached")
     parser.add_argument("--max-behind", type=int, default=1, help="versions that a group may be old")
     parser.add_argument("--problems", type=int, default=512, help="held-out problems to play before and after")
     parser.add_argument("--threads", type=int, default=1, help="of torch, while vLLM samples on the other core")

@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from rollout.samples import SAMPLES
+from scripts.learning import staleness  # noqa: TID251 - as below
 from scripts.train_grpo import (  # noqa: TID251 - what is tested here is what a reader copies
     Learner,
     group_advantages,
     policy_loss,
     read,
-    staleness,
     token_logprobs,
 )
 
@@ -22,7 +22,7 @@ PROMPT, SAMPLED, OTHER, RESULT = [367, 5, 9, 14, 30], [40, 41, 42, 369], [40, 41
 
 @pytest.fixture(scope="module")
 def learner() -> Learner:
-    return Learner(rate=1e-3, gain_rate=1e-3, warmup=1, updates=1, seed=0)
+    return Learner((1e-3, 1e-3, 1e-3), warmup=1, updates=1, seed=0)
 
 
 def one(group: str, reward: float, logprobs: list[float] | None = None, versions: list[str] | None = None) -> dict:
@@ -59,19 +59,18 @@ def test_an_advantage_is_the_distance_to_the_group_in_standard_deviations() -> N
     assert told.tolist() == [1.0, 0.0, -1.0, 0.0, -1.0, 1.0]
 
 
-def test_a_turn_is_worth_its_own_step_and_compared_with_turns_of_its_group() -> None:
-    steps = {"right": [0.0, 1.0], "astray": [-1.0, 1.0], "wrong": [0.0, 0.0]}
+def test_a_turn_is_worth_its_episode_unless_that_was_lost_before_it() -> None:
     told = []
-    for name, reward in (("right", 1.0), ("astray", 0.0), ("wrong", 0.0)):
+    for name, step, reward in (("right", 0.0, 1.0), ("astray", -1.0, 0.0), ("wrong", 0.0, 0.0), ("good", 0.0, 1.0)):
         sample = one("g", reward) | {"episode_id": name, "segment": 0, "num_segments": 1}
         rewards = [0.0] * len(sample["token_ids"])
-        rewards[len(PROMPT) + len(SAMPLED) - 1] = steps[name][0]
+        rewards[len(PROMPT) + len(SAMPLED) - 1] = step
         told.append(sample | {"step_rewards": rewards})
     found = [sample.advantages.tolist() for sample in read(table(*told))]
-    first, last = {"right": 1 / 3, "astray": -2 / 3, "wrong": 1 / 3}, {"right": 1 / 3, "astray": 1 / 3, "wrong": -2 / 3}
-    between = [0.0] * len(RESULT)
-    for name, advantages in zip(steps, found, strict=True):
-        expected = [0.0] * len(PROMPT) + [first[name]] * 4 + between + [last[name]] * 4
+    first = [0.5, -0.5, -0.5, 0.5]  # four were as far: their mean is 1/2
+    last = [3 / 7, 0.0, -4 / 7, 3 / 7]  # only three were: the mean of all seven that count is 4/7
+    for begins, ends, advantages in zip(first, last, found, strict=True):
+        expected = [0.0] * len(PROMPT) + [begins] * 4 + [0.0] * len(RESULT) + [ends] * 4
         assert advantages == pytest.approx(expected, abs=1e-6)
 
 
@@ -91,7 +90,7 @@ def test_a_token_teaches_by_its_ratio_until_it_has_moved_far_enough() -> None:
 
 def test_ratios_of_what_the_model_sampled_itself_are_one(learner: Learner) -> None:
     logprobs = own_logprobs(learner, one("g", 1.0))
-    figures = Learner(rate=0.0, gain_rate=0.0, warmup=1, updates=1, seed=0).learn(
+    figures = Learner((0.0, 0.0, 0.0), warmup=1, updates=1, seed=0).learn(
         table(one("g", 1.0, logprobs), one("g", 0.0, logprobs)), version=0
     )
     assert figures["tokens"] == 4 * len(SAMPLED)
@@ -109,7 +108,7 @@ def test_padding_changes_no_logprob(learner: Learner) -> None:
 
 
 def test_what_earned_more_becomes_likelier_than_what_earned_less() -> None:
-    own = Learner(rate=1e-4, gain_rate=1e-4, warmup=1, updates=1, seed=0)
+    own = Learner((1e-4, 1e-4, 1e-4), warmup=1, updates=1, seed=0)
     better, worse = one("g", 1.0), one("g", 0.0) | {"token_ids": [*PROMPT, *OTHER, *RESULT, *OTHER]}
     told = [sample | {"logprobs": own_logprobs(own, sample)} for sample in (better, worse)]
     own.learn(table(*told), version=0)

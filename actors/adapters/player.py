@@ -109,7 +109,7 @@ class Player:
             agent=config.agent.value(sampling),
             policy=policy,
             sessions=LocalSessions(table),
-            limits=config.run.limits.value(),
+            limits=config.limits,
             new_ledger=partial(TokenLedger, self.template, parser_of(config, self.template)),
             resource=self.names.resources[task.resource],
             model=self.names.model,

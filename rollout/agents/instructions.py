@@ -51,7 +51,7 @@ class InstructionsConfig(Section):
     instructions_scope: Scope = "rollout"
     """How often they are rendered: once a `rollout`, or for every `run` of an agent in it."""
 
-    def value(self, key: str) -> Instructions | None:
+    def loaded(self, key: str) -> Instructions | None:
         """As a run takes them; None leaves it to the resource. Raises UserError that begins with `key`, the section's
         place, for a template that cannot be read and a function that is not there."""
         given = self.instructions

@@ -48,7 +48,7 @@ class OutputConfig(Section):
     parse_penalty: Annotated[float, Field(ge=0)] = 0.0
     """Taken from the reward for each attempt that failed."""
 
-    def value(self, key: str) -> Output | None:
+    def form(self, key: str) -> Output | None:
         """The form, loaded; None for free text. Raises UserError that begins with `key`, the section's place."""
         if self.output_schema is None:
             return None

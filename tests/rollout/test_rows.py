@@ -151,7 +151,8 @@ def test_invariant_11_a_dropped_episode_stays_a_row_with_its_reason() -> None:
 @pytest.mark.parametrize("stop", list(StopReason))
 def test_truncation_is_not_termination(stop: StopReason) -> None:
     status = trajectory(stop_reason=stop).status
-    assert (status is Status.TRUNCATED) == (stop.value in ("max_turns", "max_tokens", "context", "timeout"))
+    limits = ("max_turns", "max_tokens", "context", "timeout", "cost", "approval_timeout")
+    assert (status is Status.TRUNCATED) == (stop.value in limits)
 
 
 def test_no_rows_make_an_empty_table() -> None:

@@ -32,7 +32,7 @@ def config(instructions: Any, scope: Any = "rollout") -> InstructionsConfig:
 
 
 async def rendered(instructions: Any, facts: Facts = FACTS) -> str:
-    made = config(instructions).value("agent")
+    made = config(instructions).loaded("agent")
     assert made is not None
     return await made.rendered(facts, None, 5.0)
 
@@ -47,7 +47,7 @@ def functions(tmp_path: Path) -> str:
 async def test_text_stands_as_it_is() -> None:
     text = r"Put it in \boxed{{x}}, {# or #} {% not %}."
     assert await rendered(text) == text
-    assert config(None).value("agent") is None
+    assert config(None).loaded("agent") is None
 
 
 async def test_a_template_is_filled_in_and_its_values_are_only_data() -> None:
@@ -91,7 +91,7 @@ async def test_what_cannot_be_rendered_costs_its_own_episode(
 
 
 async def test_a_function_that_never_answers_has_a_deadline(functions: str) -> None:
-    made = config({"ref": f"{functions}:never"}).value("agent")
+    made = config({"ref": f"{functions}:never"}).loaded("agent")
     assert made is not None
     with pytest.raises(BoundaryError, match="no answer within"):
         await made.rendered(FACTS, None, 0.05)
@@ -99,7 +99,7 @@ async def test_a_function_that_never_answers_has_a_deadline(functions: str) -> N
 
 async def test_rendered_once_a_rollout_or_for_every_run() -> None:
     for scope, expected in (("rollout", "morning"), ("run", "2030")):
-        made = config({"template": "{{ now.year }}"}, scope).value("agent")
+        made = config({"template": "{{ now.year }}"}, scope).loaded("agent")
         assert made is not None
         assert await made.rendered(FACTS, "morning", 5.0) == expected
 
@@ -131,7 +131,7 @@ def test_what_is_wrong_from_the_start_is_one_line(
 ) -> None:
     monkeypatch.chdir(Path(functions).parent)
     with pytest.raises(UserError) as caught:
-        config(instructions).value("agent")
+        config(instructions).loaded("agent")
     assert line in str(caught.value)
 
 

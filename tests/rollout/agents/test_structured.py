@@ -71,7 +71,7 @@ def models(tmp_path: Path) -> str:
 
 
 def output(mode: Any = "tool", source: Any = WEATHER, **settings: Any) -> Output:
-    made = OutputConfig(output_schema=source, output_mode=mode, **settings).value("agent")
+    made = OutputConfig(output_schema=source, output_mode=mode, **settings).form("agent")
     assert made is not None
     return made
 
@@ -254,7 +254,7 @@ def test_schemas_of_files(tmp_path: Path) -> None:
     path.write_text(json.dumps({**WEATHER, "description": "\U0001f600"}))
     assert load_schema(str(path), "agent.output_schema").schema["description"] == "\U0001f600"
     assert load_schema(str(path), "agent.output_schema").check(GOOD).errors == ()
-    assert OutputConfig().value("agent") is None
+    assert OutputConfig().form("agent") is None
 
 
 def test_many_errors_are_listed_up_to_a_number() -> None:
@@ -290,7 +290,7 @@ def test_what_is_no_schema_is_one_line_that_names_the_key(
     Path("list.json").write_text("[1]")
     Path("broken.json").write_text("{")
     with pytest.raises(UserError) as caught:
-        OutputConfig(output_schema=source).value("agent")
+        OutputConfig(output_schema=source).form("agent")
     assert str(caught.value).startswith("agent.output_schema: ")
     assert line in str(caught.value)
     assert "\n" not in str(caught.value)

@@ -1,0 +1,102 @@
+"""What a conf may say of an agent: the section `agent`, and each of the agents that it may hand over to."""
+
+from __future__ import annotations
+
+from typing import Annotated, Self
+
+from pydantic import Field, PositiveFloat, field_validator, model_validator
+from pydantic_core import PydanticCustomError
+
+from rollout.agents.approval_section import ApprovalConfig
+from rollout.agents.context import ContextConfig
+from rollout.agents.guardrails import GuardrailConfig
+from rollout.agents.handoffs import HandoffsConfig
+from rollout.agents.hooks import HooksConfig
+from rollout.agents.instructions import InstructionsConfig
+from rollout.agents.mcp_section import McpServerConfig, check_names
+from rollout.agents.memory_tools import MemoryConfig
+from rollout.agents.model_settings import ModelSettingsConfig
+from rollout.agents.pricing import PricingConfig
+from rollout.agents.retry import RetryConfig
+from rollout.agents.skills import SkillsConfig
+from rollout.agents.structured import OutputConfig
+from rollout.agents.tool_section import ToolConfig
+from rollout.sections import WHOLE
+from rollout.trajectory import Agent, Sampling
+
+Count = Annotated[int, Field(ge=0)]
+
+
+class MemberConfig(InstructionsConfig, SkillsConfig, ModelSettingsConfig, OutputConfig):
+    """One agent."""
+
+    tools: tuple[str | ToolConfig, ...] | None = None
+    """Which of the resource's tools it gets, all when none of them is named; functions that are tools; rules for tools.
+    """
+    parallel_tools: bool = True
+    """Several calls of a turn run at once."""
+    max_tool_concurrency: Count = 0
+    """So many of them at most; 0 is all."""
+    max_tool_output: Count = 0
+    """Characters of a tool's result that the policy reads; 0 is all."""
+    mcp_servers: tuple[McpServerConfig, ...] = ()
+    """Servers of the Model Context Protocol whose tools it gets."""
+    memory: MemoryConfig | None = None
+    """What it remembers; nothing when not given."""
+    guardrails: tuple[GuardrailConfig, ...] = ()
+    """Checks of inputs, answers and tool calls, in this order."""
+    approval: ApprovalConfig = ApprovalConfig()
+    """Which calls need whose approval."""
+    hooks: HooksConfig = HooksConfig()
+    """Functions that are called as it goes along."""
+    context: ContextConfig = ContextConfig()
+    """What happens when a conversation gets long."""
+    sub_agents: dict[str, SubAgentConfig] = Field(default_factory=dict[str, "SubAgentConfig"])
+    """Agents it may hand over to, by name."""
+    handoffs: HandoffsConfig = HandoffsConfig()
+    """How a run goes on when it hands over."""
+    trainable: bool = True
+    """Whether its tokens are trained on."""
+
+    _names = field_validator("mcp_servers")(check_names)
+
+    @property
+    def chosen(self) -> tuple[str, ...] | None:
+        """Names of the resource's tools that the agent gets; None for all."""
+        names = tuple(tool for tool in self.tools or () if isinstance(tool, str))
+        only = self.tools is not None and len(names) == len(self.tools)
+        return names if names or only else None
+
+
+class SubAgentConfig(MemberConfig):
+    """An agent that another one may hand over to."""
+
+    description: str = ""
+    """What it is for, as the one who hands over reads it."""
+
+
+class AgentConfig(MemberConfig):
+    """How the policy is set to work."""
+
+    name: str = "agent"
+    retry: RetryConfig | None = None
+    """Further attempts at model calls that failed; those of model.retries when not given."""
+    pricing: PricingConfig = PricingConfig()
+    """What model calls cost."""
+    max_usd: PositiveFloat | None = None
+    """What the model calls of an episode may cost; no further one is made then."""
+
+    def value(self, sampling: Sampling) -> Agent:
+        """What of it a plain agent is."""
+        words = self.instructions if isinstance(self.instructions, str) else None
+        return Agent(self.name, words, self.chosen, sampling)
+
+    @model_validator(mode="after")
+    def _names_agents_once(self) -> Self:
+        if self.name in self.sub_agents:
+            line = "agent.sub_agents.{name}: is the name of the agent itself; expected another"
+            raise PydanticCustomError(WHOLE, line, {"name": self.name})
+        return self
+
+
+MemberConfig.model_rebuild()
