@@ -75,7 +75,7 @@ def _first_task(config: JobConfig, name: str, resource: Resource) -> Task:
 def _check_tools(config: JobConfig, resources: Collection[Resource]) -> None:
     """Each tool that the agent may use is there, in one environment at least."""
     known = {name: None for resource in resources for name in resource.bound_tools()}
-    for name, times in Counter(config.agent.tools or ()).items():
+    for name, times in Counter(config.agent.chosen or ()).items():
         if name not in known:
             there = " and ".join(resource.name for resource in resources)
             none = "have no tool" if len(resources) > 1 else "has no tool"
@@ -143,10 +143,11 @@ def _check_folder(path: str) -> None:
 def _check_fit(config: JobConfig, name: str, resource: Resource, template: ChatTemplate, task: Task) -> None:
     """The first task as its episode opens, but for what the resource's session adds to it, and one more message."""
     agent = config.agent
-    instructions = agent.instructions if agent.instructions is not None else resource.instructions
+    told = agent.instructions if isinstance(agent.instructions, str) else ""  # others are made for each episode
+    instructions = resource.instructions if agent.instructions is None else told
     system: list[Message] = [{"role": "system", "content": instructions}] if instructions else []
     bound = resource.bound_tools().values()
-    tools = [one.spec for one in bound if agent.tools is None or one.spec.name in agent.tools]
+    tools = [one.spec for one in bound if agent.chosen is None or one.spec.name in agent.chosen]
     with _named(_source(config)):
         length, reach = len(template.opening([*system, *task.messages], tools)), context_of(config)
         template.continuation([{"role": "user", "content": "?"}], ended=True)

@@ -16,6 +16,7 @@ from ray.exceptions import RayActorError, RayTaskError
 
 from actors.connection import free
 from actors.mend import Mender
+from actors.rates import new_rate_limits
 from actors.resource_host import ResourceHost
 from actors.runner import EpisodeRunner
 from actors.setting import Hosts, Job, Names, located
@@ -72,12 +73,13 @@ async def started(
     names, config = Names.of(config), located(config)
     handles = {name: [new_host(one) for _ in range(one.hosts)] for name, one in config.environments.items()}
     hosts = [host for some in handles.values() for host in some]
+    rates = _rate_limits(config, run_id)
     runners: list[Any] = []
     seconds = config.scheduler.start_seconds
     try:
         offering = await _offering(config, handles, seconds, tell)
         async with _model(config, run_id, tell, weights) as model:
-            job = Job(config, names, run_id, table, offering, model)
+            job = Job(config, names, run_id, table, offering, model, rates)
             runners += [_new_runner(job) for _ in range(config.scheduler.runners)]
             ready = [runner.start.remote() for runner in runners]
             await _all_started(ready, "scheduler.runners", config.scheduler.cpus_per_runner, seconds, tell)
@@ -86,8 +88,15 @@ async def started(
             finally:
                 await _close_sessions(hosts, config.run.limits.close_seconds)
     finally:
-        for actor in (*runners, *hosts):
+        for actor in (*runners, *hosts, *([] if rates is None else [rates])):
             ray.kill(actor)
+
+
+def _rate_limits(config: JobConfig, run_id: str) -> Any:
+    """The actor that keeps the rate limits of all runners; None without any."""
+    if not config.rate_limits:
+        return None
+    return new_rate_limits(run_id, {name: one.value() for name, one in config.rate_limits.items()})
 
 
 @asynccontextmanager

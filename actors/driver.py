@@ -72,6 +72,10 @@ class Driver:
     tally: Tally = field(default_factory=Tally)
     meters: Meters = field(default_factory=Meters)
     interrupted: bool = False
+    budget: float | None = None
+    """USD that the job may cost; None for whatever."""
+    spent: float = 0.0
+    """USD that rows cost which were there before."""
     _runners: dict[str, Any] = field(default_factory=dict[str, Any])
     _numbers: Iterator[int] = field(default_factory=itertools.count)
     _token: str = field(default_factory=lambda: uuid4().hex[:6])
@@ -80,6 +84,8 @@ class Driver:
     _kept: int = 0
     """Files that were committed."""
     _fatal: RolloutError | None = None
+    _poor: UserError | None = None
+    """The budget of the job is spent."""
     _played: asyncio.Event = field(default_factory=asyncio.Event)
     """No runner is used any more."""
 
@@ -100,8 +106,8 @@ class Driver:
                 self._played.set()
         self.live.update(self.tally, 0, self.total, None, time.time())
         self._export()
-        if self._fatal is not None:
-            raise self._fatal
+        if (error := self._fatal or self._poor) is not None:
+            raise error
         return self.scheduler.finished and not self.interrupted
 
     def interrupt(self) -> None:
@@ -178,6 +184,7 @@ class Driver:
         """Takes in what a runner tells, but for its files, which are left to commit."""
         self.watch.told(name, report)
         self.tally += report.tally
+        self._count_cost()
         self._hear(report)
         self.scheduler.finish(name, report.finished, report.bad)
         for episode_id, failure in report.given_back:
@@ -186,6 +193,14 @@ class Driver:
         if report.fatal is not None:
             self._give_up(Stuck(report.fatal))
         return report.files
+
+    def _count_cost(self) -> None:
+        """Begins no further episode once the budget of the job is spent; those that are played go on to their end."""
+        spent = self.spent + self.tally.usd
+        if self.budget is not None and spent >= self.budget and self._poor is None:
+            line = f"cost.job_usd: {spent:.2f} of {self.budget:g} USD are spent; raise it to go on with --resume"
+            self._poor = UserError(line)
+            self.scheduler.stop()
 
     def _hear(self, report: Report) -> None:
         now = time.monotonic()

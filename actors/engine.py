@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from rollout.load import Load
-from rollout.trajectory import FinishReason, Sampling, VersionSpan
+from rollout.trajectory import Extras, FinishReason, Sampling, VersionSpan
+from rollout.turn import NO_EXTRAS
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,7 @@ class GenerateRequest:
     prompt_ids: bytes
     max_tokens: int
     sampling: Sampling
+    extras: Extras = NO_EXTRAS
 
 
 @dataclass(frozen=True, slots=True)

@@ -85,6 +85,8 @@ async def _play(
         async with started(config, run.run_id, run.episodes, tell) as cluster:
             driver = new_driver(config, cluster, scheduler, committer, live, total)
             drivers.append(driver)
+            if (budget := config.cost.job_usd) is not None:
+                driver.budget, driver.spent = budget, committer.cost()
             complete = await driver.run(config.scheduler.runners)
         if complete:
             discard(run.turns)

@@ -43,6 +43,7 @@ class ServedPolicy:
             prompt_ids=pack_ids(prompt.ids),
             max_tokens=prompt.max_tokens,
             sampling=prompt.sampling,
+            extras=prompt.extras,
         )
         reply = await self._ask(request, prompt.seconds)
         return Completion(

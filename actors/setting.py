@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,9 +10,14 @@ from typing import Any
 
 from actors.courier import Courier
 from actors.mend import host_part
+from actors.rates import SharedLimiter
 from actors.resource_host import HostedSessions, Offer
 from actors.served_policy import ServedPolicy
 from rollout.agents.loading import Around, Loaded, is_plain, load_agent
+from rollout.agents.loading import located as located_agent
+from rollout.agents.parts import Budget
+from rollout.agents.pricing import Prices
+from rollout.agents.retry import RetryConfig, RetryingPolicy
 from rollout.conduct import plain
 from rollout.config import JobConfig, OpenAIConfig, ReplicatedConfig, ResourceConfig
 from rollout.episode import Setting
@@ -23,6 +28,7 @@ from rollout.protocols import Ledger, Policy
 from rollout.segments import Parser, hermes
 from rollout.template import ChatTemplate, context_length, load_template, resolve_model, vocabulary_size
 from rollout.tokens import MessageLedger, TokenLedger
+from rollout.trajectory import Turn
 from rollout.waits import HERE
 
 
@@ -69,6 +75,8 @@ class Job:
     """By the name of the environment."""
     model: Any = None
     """Handle of the model's deployment; None for an endpoint elsewhere."""
+    rates: Any = None
+    """The actor that keeps the rate limits; None where there are none."""
 
     @property
     def turns(self) -> Path | None:
@@ -95,7 +103,16 @@ async def _agent(job: Job) -> Loaded | None:
     if is_plain(config.agent):
         return None
     sampling = config.model.sampling.value()
-    return await load_agent(config.agent, Around(sampling, context_of(config), job.names.model))
+    return await load_agent(config.agent, Around(sampling, context_of(config), budget_of(config, job.names.model)))
+
+
+def budget_of(config: JobConfig, model: str) -> Budget:
+    """Prices of the job and what an episode may cost. Raises UserError for a limit on a model without a price."""
+    prices = Prices.of(config.pricing)
+    for key, limit in (("cost.episode_usd", config.cost.episode_usd), ("cost.job_usd", config.cost.job_usd)):
+        if limit is not None:
+            prices.require(model, key)
+    return Budget(prices, model, config.cost.episode_usd)
 
 
 def _setting(
@@ -119,23 +136,34 @@ def _setting(
         vocabulary=vocabulary_of(config),
         conduct=plain if loaded is None else loaded.conduct,
         closes=None if loaded is None else loaded.close,
+        priced=_priced(budget_of(config, job.names.model)),
     )
 
 
 def heard(setting: Setting, loads: dict[str, Load], hosts: dict[str, HostLoad], latencies: Latencies) -> None:
     """Adds what replicas and hosts told of themselves since this was asked last, and how long sessions took to open."""
-    if isinstance(setting.policy, ServedPolicy):
-        loads.update(setting.policy.loads())
+    if isinstance(policy := _engine_of(setting), ServedPolicy):
+        loads.update(policy.loads())
     if isinstance(setting.sessions, HostedSessions):
         hosts.update(setting.sessions.loads())
         latencies.add(setting.sessions.take_latencies())
 
 
+def _engine_of(setting: Setting) -> Policy:
+    """What answers in the end, whatever tries again before it."""
+    return setting.policy.policy if isinstance(setting.policy, RetryingPolicy) else setting.policy
+
+
+def _priced(budget: Budget) -> Callable[[Sequence[Turn]], float | None] | None:
+    """What turns cost; None for a model without a price."""
+    return None if budget.prices.price(budget.model) is None else lambda turns: budget.used(turns).usd
+
+
 async def close_settings(settings: Mapping[str, Setting]) -> None:
     """Closes the connections that settings of one job hold; they can play nothing afterwards."""
     for setting in settings.values():
-        if isinstance(setting.policy, OpenAIPolicy):
-            await setting.policy.aclose()
+        if isinstance(policy := _engine_of(setting), OpenAIPolicy):
+            await policy.aclose()
         if setting.closes is not None:
             await setting.closes()
 
@@ -148,6 +176,7 @@ def located(config: JobConfig) -> JobConfig:
     return config.model_copy(
         update={
             "model": model.model_copy(update={key: _absolute(path) for key in keys if (path := getattr(model, key))}),
+            "agent": located_agent(config.agent),
             "resource": _found(config.resource) if config.resource is not None else None,
             "resources": {name: _found(resource) for name, resource in several.items()} or None,
         }
@@ -192,9 +221,19 @@ def _policy(job: Job) -> tuple[Policy, Callable[[], Ledger]]:
     model = job.config.model
     template = template_of(model)
     new_ledger = MessageLedger if template is None else partial(TokenLedger, template, parser_of(job.config, template))
+    retry = job.config.agent.retry
+    if retry is None and job.rates is None:
+        return _engine(job), new_ledger
+    limiter = None if job.rates is None else SharedLimiter(job.rates, job.config.rate_limits)
+    return RetryingPolicy(_engine(job, retries=0), job.names.model, retry or RetryConfig(), limiter), new_ledger
+
+
+def _engine(job: Job, retries: int | None = None) -> Policy:
+    """What samples; `retries` 0 where another part tries again."""
+    model = job.config.model
     if isinstance(model, OpenAIConfig):
-        return OpenAIPolicy(model), new_ledger
-    return ServedPolicy(job.model, model.replicas, job.config.scheduler.silent_seconds), new_ledger
+        return OpenAIPolicy(model if retries is None else model.model_copy(update={"retries": retries}))
+    return ServedPolicy(job.model, model.replicas, job.config.scheduler.silent_seconds)
 
 
 def parser_of(config: JobConfig, template: ChatTemplate) -> Parser:

@@ -25,7 +25,8 @@ from rollout.config import VllmConfig
 from rollout.errors import ContextExceeded, ResourceDown, RolloutError, UserError, boundary, describe, nearest
 from rollout.load import Load
 from rollout.template import BUNDLED, context_length, resolve_model
-from rollout.trajectory import FailureKind, FinishReason, Sampling, VersionSpan
+from rollout.trajectory import Extras, FailureKind, FinishReason, Sampling, VersionSpan
+from rollout.turn import NO_EXTRAS
 
 if TYPE_CHECKING:
     from vllm import RequestOutput, SamplingParams
@@ -93,7 +94,7 @@ class VllmEngine:
         if len(prompt_ids) >= self._reach:
             raise ContextExceeded(f"the prompt has {len(prompt_ids)} tokens, the model reaches {self._reach}")
         prompt = tokens_input(prompt_ids.tolist())
-        parameters = sampling_parameters(request.sampling, request.max_tokens)
+        parameters = sampling_parameters(request.sampling, request.max_tokens, request.extras)
         final: RequestOutput | None = None
         async for output in self._engine.generate(prompt, parameters, request.request_id):
             final = output
@@ -252,26 +253,33 @@ def environment(config: VllmConfig) -> Mapping[str, str]:
     return {**_ENVIRONMENT, **_CPU_ENVIRONMENT} if config.gpus_per_replica == 0 else _ENVIRONMENT
 
 
-def sampling_parameters(sampling: Sampling, max_tokens: int) -> SamplingParams:
+def sampling_parameters(sampling: Sampling, max_tokens: int, extras: Extras = NO_EXTRAS) -> SamplingParams:
     """How vLLM is told to sample. It makes text of the tokens only to look for stop strings, which may be special
-    tokens; the ids keep them."""
+    tokens; the ids keep them. Raises ResourceDown for extras that vLLM does not know.
+    """
     from vllm import SamplingParams
-    from vllm.sampling_params import RequestOutputKind
+    from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
-    return SamplingParams(
-        max_tokens=max_tokens,
-        temperature=sampling.temperature,
-        top_p=sampling.top_p,
-        top_k=sampling.top_k,
-        seed=sampling.seed,
-        stop=list(sampling.stop) or None,
-        detokenize=bool(sampling.stop),
-        skip_special_tokens=not sampling.stop,
-        logprobs=0,
-        flat_logprobs=True,
-        output_kind=RequestOutputKind.FINAL_ONLY,
-        skip_clone=True,
-    )
+    try:
+        grammar = None if extras.grammar is None else StructuredOutputsParams(**extras.grammar)
+        return SamplingParams(
+            max_tokens=max_tokens,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            seed=sampling.seed,
+            stop=list(sampling.stop) or None,
+            detokenize=bool(sampling.stop),
+            skip_special_tokens=not sampling.stop,
+            logprobs=0,
+            flat_logprobs=True,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+            skip_clone=True,
+            structured_outputs=grammar,
+            **extras.vllm,
+        )
+    except (TypeError, ValueError) as error:
+        raise ResourceDown(f"vLLM does not take this call's settings: {error}") from error
 
 
 def _logprobs(sampled: CompletionOutput, count: int) -> array[float]:

@@ -47,7 +47,8 @@ class Pieces:
 
 
 def cut(turns: FlatTurns, usable: Bools, breaks: Breaks, drift: int) -> Pieces:
-    """The samples of the segments that are `usable` (by chain), as pieces; a sample without a sampled token is none.
+    """The samples of the segments that are `usable` (by chain), as pieces; a sample without a sampled token to train
+    on is none.
 
     Sample numbers are consecutive from 0. `drift` is in tokens, for `realign` alone.
     """
@@ -59,6 +60,7 @@ def cut(turns: FlatTurns, usable: Bools, breaks: Breaks, drift: int) -> Pieces:
     elif breaks == "realign":
         pieces = _realigned(turns, pieces, drift)
     pieces = pieces.of(pieces.length > 0)
+    pieces = replace(pieces, sampled=pieces.sampled & turns.trainable[pieces.turn])
     sampling = np.zeros(int(pieces.sample.max(initial=-1)) + 1, bool)
     sampling[pieces.sample[pieces.sampled]] = True
     pieces = pieces.of(sampling[pieces.sample])

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 from uuid import uuid4
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from deltalake import DeltaTable
@@ -93,6 +94,11 @@ class Committer:
     def last(self) -> int:
         """Number of the last commit of this run."""
         return self._last
+
+    def cost(self) -> float:
+        """USD that the committed rows cost, as far as it is known."""
+        rows = cast(Any, self._table).to_pyarrow_dataset().to_table(columns=["cost"])
+        return float(np.nansum(rows["cost"].to_numpy()))
 
     def files(self) -> list[RowFile]:
         """The files of the table, in the order of their commits."""

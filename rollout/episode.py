@@ -72,6 +72,8 @@ class Setting:
     """Token ids the model has; None when nobody knows."""
     conduct: Callable[[Agent, Lease], Conduct] = plain
     """How the agent goes about an episode."""
+    priced: Callable[[Sequence[Turn]], float | None] | None = None
+    """What model calls cost, in USD; None where that is not known."""
     closes: Callable[[], Awaitable[None]] | None = None
     """Frees what the agent's episodes share; all settings of a job share one agent. Idempotent."""
 
@@ -163,7 +165,6 @@ class _Episode:
             recorded = await self._sample(ledger, ready.extras)
             if isinstance(recorded, StopReason):
                 return recorded
-            self.messages.append(recorded.message)
             cut = self._cut(recorded)
             step = await self._act(Said.of(recorded, seeded.text_tool, conduct.tools, len(self.turns) - 1), cut)
             self._save()
@@ -198,6 +199,7 @@ class _Episode:
         if isinstance(completion, StopReason):
             return completion
         recorded = ledger.record(completion)
+        self.messages.append(recorded.message)
         self._keep(recorded, prompt, time.monotonic() - began)
         log.debug("%s after %d tokens", completion.finish_reason, completion.num_sampled)
         return recorded
@@ -257,7 +259,7 @@ class _Episode:
         else:
             try:
                 step = await self.conduct.act(said, self.turns, seconds, cut is not None)
-            except asyncio.CancelledError:  # where the turn is kept all the same, so are its calls
+            except (asyncio.CancelledError, BoundaryError):  # the turn stays, and with it its calls
                 self.turns[-1] = replace(self.turns[-1], tool_uses=unanswered(said.calls))
                 raise
         self.snapshot = step.snapshot
@@ -344,6 +346,7 @@ class _Episode:
             finished_at=time.time(),
             answer=self.left.answer,
             events=self.left.events,
+            cost=self.setting.priced(self.turns) if self.setting.priced is not None else None,
         )
 
     def _marked(self) -> tuple[Turn, ...]:

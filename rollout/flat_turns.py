@@ -23,6 +23,7 @@ FIELDS = (
     ("logprobs",),
     ("versions",),
     ("reward",),
+    ("trainable",),
     ("sampling", "temperature"),
 )
 """Of a turn: what is needed here."""
@@ -47,6 +48,7 @@ class FlatTurns:
     has_ids: Bools
     has_logprobs: Bools
     """One logprob for each sampled token."""
+    trainable: Bools
     reward: NDArray[np.float64]
     """NaN: none."""
     temperature: NDArray[np.float64]
@@ -94,6 +96,7 @@ def flat_turns(turns: Any) -> FlatTurns:
         logprob_start=_starts(logprob_length)[order],
         has_ids=(_valid(prompts) & _valid(sampled))[order],
         has_logprobs=(_valid(logprobs) & (logprob_length == sampled_length))[order],
+        trainable=_numbers(fields["trainable"], True).astype(bool)[order],
         reward=_numbers(fields["reward"], np.nan)[order],
         temperature=_numbers(pc.struct_field(fields["sampling"], "temperature"), np.nan)[order],
         span_start=_starts(span_count)[order],

@@ -147,7 +147,8 @@ def _continued(row: Row) -> Checked:
 
 
 def _check_masks(batch: Any, rows: Sequence[Row]) -> tuple[list[Finding], Checked]:
-    """The loss masks of the samples that a trainer gets of the rows: one on as many tokens as the engine sampled."""
+    """The loss masks of the samples that a trainer gets of the rows: ones on as many tokens as the engine sampled in
+    turns that are to be trained on."""
     samples = to_samples(pa.Table.from_batches([batch]))
     masks = samples["loss_mask"].combine_chunks()
     owners = np.repeat(np.arange(len(masks)), masks.value_lengths().to_numpy(zero_copy_only=False))
@@ -158,7 +159,8 @@ def _check_masks(batch: Any, rows: Sequence[Row]) -> tuple[list[Finding], Checke
     sampled: dict[str, int] = {}
     for row in rows:
         if (name := row["episode_id"]) in ones:
-            sampled[name] = sampled.get(name, 0) + row["completion_tokens"]
+            left_out = sum(turn["sampled"] or 0 for turn in row["turns"] if not turn["trainable"])
+            sampled[name] = sampled.get(name, 0) + row["completion_tokens"] - left_out
     findings = [
         Finding("loss mask", name, f"{ones[name]} ones for {count} tokens that the engine sampled")
         for name, count in sampled.items()

@@ -8,6 +8,8 @@ from typing import Annotated, Self
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from rollout.agents.pricing import CostLimitsConfig, PricingConfig
+from rollout.agents.rates import RateConfig
 from rollout.agents.section import AgentConfig
 from rollout.sections import (
     WHOLE,
@@ -39,6 +41,10 @@ class JobConfig(Section):
     scheduler: SchedulerConfig = SchedulerConfig()
     dataset: DatasetConfig = DatasetConfig()
     logs: LogsConfig = LogsConfig()
+    pricing: PricingConfig = PricingConfig()
+    cost: CostLimitsConfig = CostLimitsConfig()
+    rate_limits: dict[str, RateConfig] = Field(default_factory=dict[str, RateConfig])
+    """How often models may be asked, by name, by all runners together; `default` is for models without a limit."""
 
     @model_validator(mode="after")
     def _names_its_environment_once(self) -> Self:

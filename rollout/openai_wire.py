@@ -19,7 +19,7 @@ from typing import Any, cast
 import msgspec
 
 from rollout.errors import ResourceDown
-from rollout.trajectory import Completion, FinishReason, Message, Prompt, ToolSpec, VersionSpan
+from rollout.trajectory import Completion, Extras, FinishReason, Message, Prompt, ToolSpec, VersionSpan
 
 _FINISHED = {
     "length": FinishReason.LENGTH,
@@ -90,7 +90,15 @@ def request_body(prompt: Prompt, model: str, dialect: Dialect, tools: msgspec.Ra
         body["stop"] = sampling.stop
     if sampling.seed is not None:
         body["seed"] = sampling.seed
-    return _encode({**body, **extra} if extra else body)
+    asked = _asked(prompt.extras, tokens)
+    return _encode({**body, **asked, **extra} if asked or extra else body)
+
+
+def _asked(extras: Extras, tokens: bool) -> Mapping[str, Any]:
+    """What a call asks for beside: completions of tokens are vLLM's, whose server takes what its engine takes."""
+    if not tokens:
+        return extras.body
+    return extras.vllm if extras.grammar is None else {**extras.vllm, "structured_outputs": extras.grammar}
 
 
 def encode_tools(tools: Sequence[ToolSpec]) -> msgspec.Raw:

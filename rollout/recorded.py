@@ -44,6 +44,7 @@ _COLUMNS = (
     "metrics",
     "task",
     "messages",
+    "answer",
 )
 _TURN_LEAVES = ("tool_calls", "reward", "finish_reason")
 _WRAPPERS = ("list", "element", "item")
@@ -97,7 +98,9 @@ def played(row: dict[str, Any], seed: int) -> Played:
     turns = tuple(_turn(turn) for turn in row["turns"] or ())
     messages = tuple(_message(message) for message in row["messages"] or ())
     rewards = tuple(turn.reward for turn in turns if turn.reward is not None)
-    transcript = Transcript(messages, StopReason(row["stop_reason"]), rewards, _opening(messages, len(turns)))
+    answer = None if row["answer"] is None else json.loads(row["answer"])
+    opening = _opening(messages, len(turns))
+    transcript = Transcript(messages, StopReason(row["stop_reason"]), rewards, opening, answer)
     score = Score(row["reward"], dict(row["reward_components"] or ()), dict(row["metrics"] or ()))
     lease = Lease(row["run_id"], task, row["sample_index"], row["attempt"], True, own)
     return Played(lease, transcript, turns, score)

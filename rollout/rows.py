@@ -16,8 +16,11 @@ import pyarrow as pa
 
 from rollout.errors import describe
 from rollout.trajectory import (
+    Attempt,
+    Event,
     Failure,
     FailureKind,
+    Json,
     Lease,
     Message,
     Score,
@@ -64,7 +67,11 @@ _TURN = _struct(
     reward=_DOUBLE,
     queue_seconds=_DOUBLE,
     model_seconds=_DOUBLE,
+    constrained=pa.bool_(),
+    trainable=pa.bool_(),
+    attempts=pa.list_(_struct(number=_INT, error=_STRING, status=_INT, delay=_DOUBLE)),
 )
+_EVENT = _struct(turn=_INT, kind=_STRING, name=_STRING, detail=_STRING, seconds=_DOUBLE)
 _MESSAGE = _struct(
     role=_STRING,
     content=_STRING,
@@ -112,6 +119,8 @@ SCHEMA: pa.Schema = pa.schema(
         pa.field("parent_episode_id", _STRING),
         pa.field("restored_turns", _INT),
         pa.field("restored_tokens", _LONG),
+        pa.field("answer", _STRING),
+        pa.field("events", pa.list_(_EVENT)),
     ]
 )
 
@@ -206,6 +215,9 @@ def to_row(trajectory: Trajectory) -> dict[str, Any]:
         "finished_at": int(trajectory.finished_at * 1e6),
         "restored_turns": trajectory.restored_turns,
         "restored_tokens": trajectory.restored_tokens if trajectory.restored_turns is not None else None,
+        "cost": trajectory.cost,
+        "answer": _json(trajectory.answer) if trajectory.answer is not None else None,
+        "events": [_event(event) for event in trajectory.events],
     }
 
 
@@ -258,7 +270,28 @@ def _turn(turn: Turn) -> dict[str, Any]:
         "reward": turn.reward,
         "queue_seconds": completion.queue_seconds,
         "model_seconds": turn.model_seconds,
+        "constrained": turn.constrained,
+        "trainable": turn.trainable,
+        "attempts": [_attempt(attempt) for attempt in completion.attempts],
     }
+
+
+def _attempt(attempt: Attempt) -> dict[str, Any]:
+    return {"number": attempt.number, "error": attempt.error, "status": attempt.status, "delay": attempt.delay}
+
+
+def _event(event: Event) -> dict[str, Any]:
+    return {
+        "turn": event.turn,
+        "kind": event.kind,
+        "name": event.name,
+        "detail": _json(event.detail),
+        "seconds": event.seconds,
+    }
+
+
+def _json(value: Json) -> str:
+    return json.dumps(value, ensure_ascii=False, default=str)
 
 
 def _packed(values: Sequence[float] | None, kind: type[np.generic]) -> Any:
@@ -300,7 +333,7 @@ def _message_call(call: dict[str, Any]) -> dict[str, Any]:
 def _task(task: Task) -> str:
     kept = {"id": task.id, "messages": task.messages, "data": task.data}
     named = {"resource": task.resource} if task.resource else {}
-    return json.dumps(kept | named, ensure_ascii=False, default=str)
+    return _json(kept | named)
 
 
 def _version_order(version: str) -> tuple[int, str]:

@@ -109,7 +109,8 @@ def to_samples(
     `breaks` says what becomes of segment breaks, `drift` how many tokens may differ at one that `realign` mends. The
     others say what becomes of episodes by their status; a failed or dropped one that is kept has no reward unless it
     was scored. Completed and truncated rows without a reward, and segments without token ids or logprobs, give no
-    sample. `left_out` of the result tells all of that. Raises UserError for a choice there is not.
+    sample; turns that are not trainable have mask 0. `left_out` of the result tells all of that. Raises UserError for
+    a choice there is not.
     """
     choices = Choices(breaks, drift, truncated, failed, dropped)
     batches = rows.select(COLUMNS).to_batches(max_chunksize=_CHUNK)
@@ -121,8 +122,8 @@ def to_samples(
 
 def left_out(samples: Any) -> LeftOut:
     """What the choices of `to_samples` cost, by cause: truncated, failed, dropped (episodes left out or masked),
-    unscored, no_token_ids, no_logprobs, nothing_sampled, behind_break (truncate), realigned (tokens that became
-    mask 0).
+    unscored, no_token_ids, no_logprobs, nothing_sampled, untrained (tokens of turns that are not trainable),
+    behind_break (truncate), realigned (tokens that became mask 0).
 
     Travels with the table through Arrow and Parquet files, and is empty where it was lost (a concatenation keeps the
     first table's): use `summed` over the parts.
@@ -154,6 +155,7 @@ def _parts(batch: Any, choices: Choices) -> list[tuple[Any, LeftOut]]:
     turns = flat_turns(batch["turns"])
     found: LeftOut = {}
     by_row = _sampled(turns, np.ones(len(turns.row), bool))
+    _count(found, "untrained", _sampled(turns, ~turns.trainable) > 0, _sampled(turns, ~turns.trainable))
     kept, masked = _by_status(batch, by_row, choices, found)
     usable = _complete(turns, kept, found)
     whole = np.bincount(turns.row[~usable[turns.chain]], minlength=turns.rows) == 0
@@ -162,7 +164,7 @@ def _parts(batch: Any, choices: Choices) -> list[tuple[Any, LeftOut]]:
         middle = len(batch) // 2
         return [part for half in (batch[:middle], batch[middle:]) for part in _parts(half, choices)]
     trained = np.bincount(turns.row[pieces.turn], pieces.length * pieces.sampled, turns.rows).astype(np.int64)
-    lost = _sampled(turns, usable[turns.chain]) - trained
+    lost = _sampled(turns, usable[turns.chain] & turns.trainable) - trained
     _count(found, "behind_break" if choices.breaks == "truncate" else "realigned", lost > 0, lost)
     _count(found, "nothing_sampled", kept & whole & (by_row == 0), by_row)
     made = columns(turns, pieces, masked)

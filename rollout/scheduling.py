@@ -173,7 +173,7 @@ class Scheduler:
             runner.running[lease.episode_id] = lease
         drops, runner.drops = runner.drops, {}
         unplayed = self._write_down(runner)
-        more = len(leases) == most and most < room
+        more = len(leases) == most and len(leases) < room
         return Orders(tuple(leases), drops, unplayed, draining=self.drained, hold=0.0 if more else hold)
 
     def finish(self, name: str, episode_ids: Iterable[str], bad: Collection[str] = ()) -> None:

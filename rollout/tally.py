@@ -45,6 +45,8 @@ class Tally:
     """Sampled tokens of those turns."""
     started_again: int = 0
     """Episodes that had such turns and started again all the same."""
+    usd: float = 0.0
+    """Cost of the episodes whose cost is known."""
 
     @classmethod
     def of(cls, trajectory: Trajectory) -> Self:
@@ -70,6 +72,7 @@ class Tally:
             restored_turns=trajectory.restored_turns or 0,
             restored_tokens=trajectory.restored_tokens,
             started_again=int(trajectory.restored_turns == 0),
+            usd=trajectory.cost or 0.0,
         )
 
     def __add__(self, other: Tally) -> Tally:
@@ -91,6 +94,7 @@ class Tally:
             restored_turns=self.restored_turns + other.restored_turns,
             restored_tokens=self.restored_tokens + other.restored_tokens,
             started_again=self.started_again + other.started_again,
+            usd=self.usd + other.usd,
         )
 
     @property

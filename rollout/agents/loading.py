@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, cast
 
 from rollout.agents.approval import Approvals
 from rollout.agents.approval_queue import ApprovalQueue
@@ -16,12 +20,16 @@ from rollout.agents.mcp_tools import McpServers
 from rollout.agents.memory_tools import Memories, open_memories
 from rollout.agents.model_settings import model_settings
 from rollout.agents.parts import Budget, Parts, Shortening, Team
-from rollout.agents.pricing import Prices
 from rollout.agents.section import AgentConfig, MemberConfig
 from rollout.agents.skills import load_skills
 from rollout.agents.tool_section import ToolConfig, rules
 from rollout.conduct import Conduct
 from rollout.trajectory import Agent, Lease, Sampling
+
+_PATHS = re.compile(
+    r"\.(ref|check|function|when|skills|skill_dirs|path|snapshot|output_schema|service|history_filter)$|\.hooks\.\w+$"
+)
+"""Keys whose text may be a file, or a function in one."""
 
 
 @dataclass(slots=True)
@@ -52,15 +60,15 @@ class Around:
     """How its model samples where the agent says nothing."""
     context: int | None
     """Tokens the model reaches; None where nobody knows."""
-    model: str
-    """As prices name it."""
+    budget: Budget | None = None
+    """What its episodes may cost; None for whatever."""
     requests: str | None = None
     """The folder where calls wait for a person's approval."""
 
 
 def is_plain(config: AgentConfig) -> bool:
     """Whether the agent has instructions and the resource's tools, and nothing else: `rollout.conduct.plain` then."""
-    same = {"name", "tools", "instructions"}
+    same = {"name", "tools", "instructions", "retry"}  # retries are the policy's
     if config.on_max_iterations == "stop":
         same.add("max_iterations")  # which is in the limits of the episode
     told = config.model_dump(exclude=same) != AgentConfig().model_dump(exclude=same)
@@ -68,15 +76,29 @@ def is_plain(config: AgentConfig) -> bool:
     return not told and words and all(isinstance(tool, str) for tool in config.tools or ())
 
 
+def located(config: AgentConfig) -> AgentConfig:
+    """The agent with its paths made absolute: who plays episodes does not work in the folder a job was started in."""
+    return AgentConfig.model_validate(_located(config.model_dump(), ""))
+
+
+def _located(value: Any, key: str) -> Any:
+    if isinstance(value, dict):
+        return {name: _located(one, f"{key}.{name}") for name, one in cast(dict[str, Any], value).items()}
+    if isinstance(value, list | tuple):
+        return [_located(one, key) for one in cast(Sequence[Any], value)]
+    if not isinstance(value, str) or not _PATHS.search(key):
+        return value
+    file, colon, name = value.partition(":")
+    there = Path(file) if file.endswith(".py") else Path(value)
+    return value if not there.exists() else f"{there.resolve()}{colon + name if there != Path(value) else ''}"
+
+
 async def load_agent(config: AgentConfig, around: Around) -> Loaded:
     """The agent that section `agent` describes. Raises UserError, one line that begins with the key, for what cannot
     be used."""
-    prices = Prices.of(config.pricing)
-    if config.max_usd is not None:
-        prices.require(around.model, "agent.max_usd")
     found = _Found()
     parts = await _member(config, config.name, around, "agent", found)
-    return Loaded(replace(parts, budget=Budget(prices, around.model, config.max_usd)), found.memories, found.servers)
+    return Loaded(replace(parts, budget=around.budget), found.memories, found.servers)
 
 
 @dataclass(slots=True)

@@ -29,7 +29,7 @@ from rollout.errors import RolloutError, Unavailable, describe
 from rollout.openai_wire import retry_after
 from rollout.protocols import Policy
 from rollout.sections import Section
-from rollout.trajectory import Completion, Prompt
+from rollout.trajectory import Attempt, Completion, Prompt
 
 JITTER = 0.25
 """Share of a pause that chance may take off it."""
@@ -72,20 +72,6 @@ class RetryConfig(Section):
     """Seconds an attempt may take; what is left of the call when not given."""
     max_parse_retries: Annotated[int, Field(ge=0)] = 2
     """How often an answer that is not of the asked form is asked for again."""
-
-
-@dataclass(frozen=True, slots=True)
-class Attempt:
-    """One attempt that failed, for the record."""
-
-    number: int
-    """1 is the first."""
-    error: str
-    """One line."""
-    status: int | None
-    """HTTP status, where there was an answer."""
-    delay: float | None
-    """Seconds until the next attempt; None when there was none."""
 
 
 def backoff(config: RetryConfig, retry: int, random: Random) -> float:
@@ -139,10 +125,6 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
         found = found.__cause__
 
 
-def _to_nobody(prompt: Prompt, attempt: Attempt) -> None:
-    pass
-
-
 @dataclass(slots=True)
 class RetryingPolicy:
     """A policy that is asked again, each time with a permit of its own.
@@ -156,8 +138,6 @@ class RetryingPolicy:
     """As the limits and the messages name it."""
     config: RetryConfig = field(default_factory=RetryConfig)
     limiter: Limiter | None = None
-    told: Callable[[Prompt, Attempt], None] = _to_nobody
-    """Hears of each attempt that failed."""
     random: Random = field(default_factory=Random)
     clock: Callable[[], float] = time.monotonic
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
@@ -166,6 +146,7 @@ class RetryingPolicy:
         """Samples one completion. Raises what the last attempt raised, and what the limiter raises."""
         ends = self.clock() + prompt.seconds
         queued = 0.0
+        failed: tuple[Attempt, ...] = ()
         for number in count(1):
             permit = await self._permit(prompt, ends - self.clock())
             queued += permit.waited
@@ -173,13 +154,16 @@ class RetryingPolicy:
                 completion = await self._attempt(prompt, permit, ends - self.clock())
             except Exception as error:  # raised again, unless its type or status say that it may pass
                 delay = self._delay(error, number, ends - self.clock())
-                self._tell(prompt, Attempt(number, describe(error), status_of(error), delay))
+                failed = (*failed, Attempt(number, describe(error), status_of(error), delay))
+                self._tell(failed[-1])
                 if delay is None:
                     raise
                 await self.sleep(delay)
                 queued += delay
             else:
-                return replace(completion, queue_seconds=completion.queue_seconds + queued) if queued else completion
+                if not queued and not failed:
+                    return completion
+                return replace(completion, queue_seconds=completion.queue_seconds + queued, attempts=failed)
         raise AssertionError("the last attempt returns or raises")
 
     async def _permit(self, prompt: Prompt, left: float) -> Permit:
@@ -212,7 +196,6 @@ class RetryingPolicy:
             delay = max(delay, asked_pause(error) or 0.0)
         return delay if delay < left else None
 
-    def _tell(self, prompt: Prompt, attempt: Attempt) -> None:
+    def _tell(self, attempt: Attempt) -> None:
         then = "given up" if attempt.delay is None else f"again in {attempt.delay:.2f} s"
         log.info("%s: attempt %d: %s; %s", self.model, attempt.number, attempt.error, then)
-        self.told(prompt, attempt)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Self
 
-from pydantic import Field, PositiveFloat, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from rollout.agents.approval_section import ApprovalConfig
@@ -16,7 +16,6 @@ from rollout.agents.instructions import InstructionsConfig
 from rollout.agents.mcp_section import McpServerConfig, check_names
 from rollout.agents.memory_tools import MemoryConfig
 from rollout.agents.model_settings import ModelSettingsConfig
-from rollout.agents.pricing import PricingConfig
 from rollout.agents.retry import RetryConfig
 from rollout.agents.skills import SkillsConfig
 from rollout.agents.structured import OutputConfig
@@ -80,11 +79,7 @@ class AgentConfig(MemberConfig):
 
     name: str = "agent"
     retry: RetryConfig | None = None
-    """Further attempts at model calls that failed; those of model.retries when not given."""
-    pricing: PricingConfig = PricingConfig()
-    """What model calls cost."""
-    max_usd: PositiveFloat | None = None
-    """What the model calls of an episode may cost; no further one is made then."""
+    """Further attempts at model calls that failed; when not given, model.retries says how many an endpoint gets."""
 
     def value(self, sampling: Sampling) -> Agent:
         """What of it a plain agent is."""

@@ -11,12 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes import ADD, GOLD, LIMITS, SUBMIT, TEMPLATE, counter, lease, says, setting
+from fakes import ADD, GOLD, SUBMIT, counter, lease, says, setting
 
 from rollout.agents.loading import Around, Loaded, load_agent
+from rollout.agents.parts import Budget
+from rollout.agents.pricing import Price, Prices
 from rollout.agents.section import AgentConfig
 from rollout.episode import run_episode
+from rollout.invariants import check_rows
 from rollout.protocols import Policy
+from rollout.row_rules import Known
+from rollout.rows import to_table
+from rollout.samples import left_out, to_samples
 from rollout.sessions import LocalSessions, SessionTable
 from rollout.trajectory import FailureKind, Sampling, Status, StopReason, Trajectory
 
@@ -70,9 +76,8 @@ def functions(tmp_path: Path) -> str:
     return str(path)
 
 
-async def agent(reach: int | None = None, /, **section: Any) -> Loaded:
-    config = AgentConfig.model_validate(section)
-    return await load_agent(config, Around(Sampling(), reach, "scripted"))
+async def agent(reach: int | None = None, /, budget: Budget | None = None, **section: Any) -> Loaded:
+    return await load_agent(AgentConfig.model_validate(section), Around(Sampling(), reach, budget))
 
 
 async def play(loaded: Loaded, *lines: str, policy: Policy | None = None, **changes: Any) -> Trajectory:
@@ -82,21 +87,10 @@ async def play(loaded: Loaded, *lines: str, policy: Policy | None = None, **chan
     played = await run_episode(lease(), replace(job, **changes))
     await loaded.close()
     assert (table.opened, table.closed) == (1, 1)
-    check_tokens(played)
+    (batch,) = to_table([played]).to_batches()
+    findings, _ = check_rows(batch, Known())
+    assert findings == [], "what must hold of every row holds of an agent's"
     return played
-
-
-def check_tokens(played: Trajectory) -> None:
-    """Within a segment every prompt goes on from the one before, and what was sampled is kept as it was."""
-    for turn in played.turns:
-        assert turn.completion.prompt_tokens is None or turn.prompt_ids is not None
-        assert TEMPLATE.decode(turn.completion.ids or ()) is not None
-    numbers = [turn.segment for turn in played.turns]
-    assert numbers == sorted(numbers)
-    first = {number: numbers.index(number) for number in numbers}
-    for place, turn in enumerate(played.turns):
-        begins = place == first[turn.segment]
-        assert (turn.segment_break is not None) == (begins and place > 0)
 
 
 def kinds(played: Trajectory) -> list[tuple[int, str, str]]:
@@ -271,8 +265,25 @@ async def test_skills_and_memories_are_told_and_are_tools(tmp_path: Path) -> Non
 
 
 async def test_a_budget_that_is_spent_ends_the_episode() -> None:
-    price = {"scripted": {"input": 1.0, "output": 1.0}}
-    loaded = await agent(pricing={"models": price}, max_usd=0.0001)
-    played = await play(loaded, ADD, limits=replace(LIMITS, max_turns=50))
+    budget = Budget(Prices({"scripted": Price(1.0, 1.0)}), "scripted", episode_usd=0.0005)
+    loaded = await agent(budget=budget)
+    played = await play(loaded, ADD, priced=lambda turns: budget.used(turns).usd)
     assert (played.stop_reason, played.status) == (StopReason.COST, Status.TRUNCATED)
-    assert len(played.turns) < 10
+    assert 1 < len(played.turns) < 8
+    assert played.cost is not None
+    assert played.cost >= 0.0005
+
+
+async def test_what_is_not_trained_on_has_mask_0_and_the_row_tells_what_happened() -> None:
+    expert = {"instructions": "You add.", "trainable": False}
+    loaded = await agent(sub_agents={"adder": expert}, tools=["submit"])
+    played = await play(loaded, call("handoff_to_adder", message="Add two."), ADD, ADD, SUBMIT)
+    rows = to_table([played])
+    (row,) = rows.to_pylist()
+    assert [event["kind"] for event in row["events"]] == ["handoff"]
+    assert json.loads(row["events"][0]["detail"])["target"] == "adder"
+    samples = to_samples(rows)
+    trained = sum(turn.completion.num_sampled for turn in played.turns if turn.trainable)
+    assert sum(samples["loss_mask"].combine_chunks().flatten().to_pylist()) == trained > 0
+    assert samples.num_rows == 1, "a segment that nobody trains on is no sample"
+    assert left_out(samples)["untrained"] == {"episodes": 1, "tokens": played.num_sampled - trained}

@@ -21,7 +21,7 @@ from multidict import CIMultiDict
 
 from rollout.agents.limiter import LocalLimiter
 from rollout.agents.rates import Rate, Rates
-from rollout.agents.retry import Attempt, RetryConfig, RetryingPolicy, asked_pause, backoff, status_of, worth_retrying
+from rollout.agents.retry import RetryConfig, RetryingPolicy, asked_pause, backoff, status_of, worth_retrying
 from rollout.config import OpenAIConfig
 from rollout.errors import ContextExceeded, ResourceDown, Unavailable, UserError
 from rollout.openai_policy import OpenAIPolicy
@@ -192,20 +192,20 @@ def retrying(policy: Any, time: Time, config: RetryConfig = EVEN, **options: Any
 
 
 async def test_vector_2_three_retries_are_four_calls_and_the_original_error_surfaces() -> None:
-    time, told = Time(), list[Attempt]()
+    time = Time()
     errors = [of_httpx(529), of_httpx(503), TimeoutError(), of_httpx(500)]
     inner = Failing(errors)
     with pytest.raises(httpx.HTTPStatusError) as raised:
-        await retrying(inner, time, told=lambda _, attempt: told.append(attempt)).complete(prompt())
+        await retrying(inner, time).complete(prompt())
     assert raised.value is errors[3]
     assert len(inner.asked) == 4
     assert time.pauses == [0.5, 1, 2]
-    assert [(one.number, one.status, one.delay) for one in told] == [
-        (1, 529, 0.5),
-        (2, 503, 1),
-        (3, None, 2),
-        (4, 500, None),
-    ]
+
+
+async def test_a_completion_tells_of_the_attempts_that_failed_before_it() -> None:
+    inner = Failing([of_httpx(529), of_httpx(503), TimeoutError()])
+    told = (await retrying(inner, Time()).complete(prompt())).attempts
+    assert [(one.number, one.status, one.delay) for one in told] == [(1, 529, 0.5), (2, 503, 1), (3, None, 2)]
     assert told[2].error == "TimeoutError"
 
 
@@ -270,9 +270,9 @@ class Silent:
 
 
 async def test_invariant_5_an_attempt_has_a_deadline_of_its_own_and_one_of_the_call() -> None:
-    config, told = RetryConfig(jitter=False, attempt_timeout=0.01), list[Attempt]()
-    await retrying(Silent(), Time(), config, told=lambda _, attempt: told.append(attempt)).complete(prompt())
-    assert [one.error for one in told] == ["TimeoutError: m: no answer within 0.0 s"]
+    config = RetryConfig(jitter=False, attempt_timeout=0.01)
+    completion = await retrying(Silent(), Time(), config).complete(prompt())
+    assert [one.error for one in completion.attempts] == ["TimeoutError: m: no answer within 0.0 s"]
     with pytest.raises(TimeoutError):
         await RetryingPolicy(Silent(), "m", EVEN).complete(prompt(seconds=0.01))
 
@@ -323,14 +323,13 @@ async def test_a_call_that_is_cancelled_gives_its_permit_back() -> None:
     await limiter.acquire("m", 0, 60)
 
 
-async def asked_of_a_server(behaviour: Behaviour, time: Time, **config: Any) -> tuple[Completion, list[Attempt]]:
-    told = list[Attempt]()
+async def asked_of_a_server(behaviour: Behaviour, time: Time, **config: Any) -> Completion:
     async with ScriptedEndpoint(TEMPLATE, ["yes"], behaviour) as endpoint:
         inner = OpenAIPolicy(OpenAIConfig(engine="openai", base_url=endpoint.url, name="scripted", retries=0))
-        policy = retrying(inner, time, RetryConfig(jitter=False, **config), told=lambda _, one: told.append(one))
+        policy = retrying(inner, time, RetryConfig(jitter=False, **config))
         try:
             await policy.complete(prompt())  # the first that a server with fail_every=2 answers
-            return await policy.complete(prompt()), told
+            return await policy.complete(prompt())
         finally:
             await inner.aclose()
 
@@ -341,9 +340,9 @@ async def test_a_real_server_that_fails_now_and_then_is_asked_again(
 ) -> None:
     time = Time()
     behaviour = Behaviour(fail_every=2, fail_status=status, retry_after=asks)
-    completion, told = await asked_of_a_server(behaviour, time)
+    completion = await asked_of_a_server(behaviour, time)
     assert completion.finish_reason is FinishReason.STOP
-    assert [(one.number, one.status, one.delay) for one in told] == [(1, status, pause)]
+    assert [(one.number, one.status, one.delay) for one in completion.attempts] == [(1, status, pause)]
     assert time.pauses == [pause]
 
 
