@@ -26,7 +26,7 @@ from rollout.config import JobConfig
 from rollout.errors import RolloutError, UserError, describe
 from rollout.storage import Place, absolute, folder, inside, is_remote
 
-_FREE_SECTIONS = ("scheduler", "dataset", "logs")
+_FREE_SECTIONS = ("scheduler", "dataset", "logs", "rate_limits")
 _FREE_KEYS = (
     ("run", "dir"),
     ("run", "keep_turns"),
@@ -38,6 +38,8 @@ _FREE_KEYS = (
     ("model", "kv_cache_gib"),
     ("model", "connections"),
     ("model", "retries"),
+    ("cost", "job_usd"),
+    ("agent", "retry"),
 )
 _FREE_OF_A_RESOURCE = ("hosts", "max_sessions", "cpus_per_host", "verifier_processes", "weight")
 """What may change between a run and its resumption: how fast, not what."""

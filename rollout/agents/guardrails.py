@@ -35,7 +35,7 @@ class GuardrailConfig(Section):
     """One guardrail of an agent."""
 
     name: str
-    on: On = "input"
+    at: On = "input"
     """What it checks: what the agent is asked, what it answers, what a tool is given, what a tool gave."""
     check: str
     """A function, `module:function` or `file.py:function`, plain or async, that returns a verdict."""
@@ -121,7 +121,7 @@ class Guardrails:
     def of(configs: Sequence[GuardrailConfig], key: str = "agent.guardrails") -> Guardrails | None:
         """With their functions loaded; None when there are none. Raises UserError as `load_function` does."""
         each = (
-            Guardrail(one.name, load_function(one.check, f"{key}.{one.name}.check"), one.on, one.timeout, one.on_error)
+            Guardrail(one.name, load_function(one.check, f"{key}.{one.name}.check"), one.at, one.timeout, one.on_error)
             for one in configs
         )
         return Guardrails(tuple(each)) if configs else None

@@ -156,15 +156,15 @@ async def test_a_hook_that_breaks_fails_the_episode_where_it_is_to(functions: st
 
 
 async def test_a_guardrail_on_the_input_ends_the_run_before_any_call(functions: str) -> None:
-    loaded = await agent(guardrails=[{"name": "calm", "on": "input", "check": f"{functions}:no_counting"}])
+    loaded = await agent(guardrails=[{"name": "calm", "at": "input", "check": f"{functions}:no_counting"}])
     played = await play(loaded, *GOLD)
     assert (played.stop_reason, played.answer) == (StopReason.GUARDRAIL, "no counting")
     assert (played.turns, played.reward) == ((), 0.0)
 
 
 async def test_guardrails_on_the_answer_ask_again_and_change_it(functions: str) -> None:
-    rails = [{"name": "polite", "on": "output", "check": f"{functions}:politely"}]
-    rails += [{"name": "soft", "on": "output", "check": f"{functions}:softly"}]
+    rails = [{"name": "polite", "at": "output", "check": f"{functions}:politely"}]
+    rails += [{"name": "soft", "at": "output", "check": f"{functions}:softly"}]
     played = await play(await agent(guardrails=rails), "No.", "No, PLEASE please.")
     assert (played.stop_reason, played.answer) == (StopReason.DONE, "no, please please.")
     assert [event.detail["decision"] for event in played.events] == ["retry", "pass", "modify"]
