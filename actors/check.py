@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-from actors.setting import context_of, template_of
+from actors.setting import Names, budget_of, context_of, template_of
 from actors.vllm_engine import check_config
 from actors.vllm_parsers import split_reference
 from resources.catalog import code_digest, load_resource, resource_class
+from rollout.agents.loading import Around, load_agent
 from rollout.config import JobConfig, OpenAIConfig, ResourceConfig, VllmConfig
 from rollout.errors import UserError, nearest
 from rollout.mixture import key_of, told_of
@@ -59,6 +62,8 @@ def check(config: JobConfig, resources: Mapping[str, Resource]) -> dict[str, str
         digests["template"] = hashlib.sha256(template.source.encode()).hexdigest()
         for name, task in firsts.items():
             _check_fit(config, name, resources[name], template, task)
+    with ThreadPoolExecutor(1) as aside:  # of a loop that may be running here
+        aside.submit(asyncio.run, _check_agent(config)).result()
     if isinstance(config.model, OpenAIConfig):
         check_endpoint(config.model)
     return digests
@@ -82,6 +87,12 @@ def _check_tools(config: JobConfig, resources: Collection[Resource]) -> None:
             raise UserError(f"agent.tools: {there} {none} '{name}'{nearest(name, known)}")
         if times > 1:
             raise UserError(f"agent.tools: '{name}' stands there {times} times")
+
+
+async def _check_agent(config: JobConfig) -> None:
+    """All that the agent names is there, and its budget is one of a model with a price."""
+    around = Around(config.model.sampling.value(), context_of(config), budget_of(config, Names.of(config).model))
+    await (await load_agent(config.agent, around)).close()
 
 
 def _check_limits(config: JobConfig) -> None:

@@ -24,7 +24,13 @@ WHOLE = "whole"
 class Section(BaseModel):
     """Base of every section: frozen, and strict about its keys."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, coerce_numbers_to_str=True)
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        allow_inf_nan=False,
+        coerce_numbers_to_str=True,
+        use_attribute_docstrings=True,
+    )
 
 
 class LimitsConfig(Section):

@@ -238,7 +238,7 @@ class Learner:
 
 
 def read(table: Any) -> list[Sample]:
-    """The samples of a table (rollout.samples.SAMPLES), with their advantages by token."""
+    """The samples of a table (rollout.samples.SAMPLES) with advantages by token, as far as they teach anything."""
     columns = table.select(["token_ids", "loss_mask", "logprobs", "weight"]).to_pylist()
     if table["step_rewards"].null_count < table.num_rows:
         advantages = step_advantages(table)
@@ -246,15 +246,17 @@ def read(table: Any) -> list[Sample]:
         groups, rewards, weights = (table[name].to_numpy() for name in ("group_id", "reward", "weight"))
         whole = group_advantages(groups, rewards, weights).astype(np.float32)
         advantages = [np.full(len(one["token_ids"]), own) for one, own in zip(columns, whole, strict=True)]
+    ends = [int(np.flatnonzero(own).max(initial=-1)) + 1 for own in advantages]
     return [
         Sample(
-            torch.tensor(one["token_ids"]),
-            torch.tensor(one["loss_mask"], dtype=torch.bool),
-            torch.tensor(one["logprobs"]),
-            torch.from_numpy(own),
+            torch.tensor(one["token_ids"][:end]),
+            torch.tensor(one["loss_mask"][:end], dtype=torch.bool),
+            torch.tensor(one["logprobs"][:end]),
+            torch.from_numpy(own[:end]),
             one["weight"],
         )
-        for one, own in zip(columns, advantages, strict=True)
+        for one, own, end in zip(columns, advantages, ends, strict=True)
+        if end
     ]
 
 

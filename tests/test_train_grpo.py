@@ -100,7 +100,7 @@ def test_ratios_of_what_the_model_sampled_itself_are_one(learner: Learner) -> No
 
 
 def test_padding_changes_no_logprob(learner: Learner) -> None:
-    (sample,) = read(table(one("g", 1.0)))
+    sample, _ = read(table(one("g", 1.0), one("g", 0.0)))
     with torch.no_grad():
         alone = token_logprobs(learner.model, sample.ids[None], sample.chosen[None])
         more = torch.nn.functional.pad(sample.ids, (0, 7))[None], torch.nn.functional.pad(sample.chosen, (0, 7))[None]

@@ -1,0 +1,93 @@
+"""An agent that is told more than instructions and tools, in a job on a real Ray cluster."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from ray_jobs import Jobs, assert_one_each, rows
+
+pytestmark = pytest.mark.ray
+
+OWN = '''
+from rollout.agents.guardrails import Modify
+from rollout.turn import ToolCall
+
+def shout(text: str) -> str:
+    """Says it louder.
+
+    Args:
+        text: What to say.
+    """
+    return text.upper()
+
+def polite(text):
+    return Modify(text + ", please")
+
+def note(agent, *told):
+    assert agent.name == "clerk"
+'''
+
+
+def call(name: str, /, **arguments: object) -> str:
+    return f"<tool_call>\n{json.dumps({'name': name, 'arguments': arguments})}\n</tool_call>"
+
+
+def conf(folder: Path, *lines: str, **agent: object) -> Path:
+    """A job of 20 tasks; its own functions are in a file beside it."""
+    (folder / "own.py").write_text(OWN)
+    job = {
+        "run": {"dir": "?"},
+        "resource": {"name": "counter", "options": {"count": 20, "target": 2}},
+        "agent": {"name": "clerk", **agent},
+        "pricing": {"models": {"scripted": {"input": 1, "output": 1}}},
+        "model": {"engine": "scripted", "turns": list(lines)},
+        "scheduler": {"in_flight": 4},
+        "dataset": {"commit_rows": 5, "commit_seconds": 0.5},
+    }
+    (file := folder / "job.yaml").write_text(yaml.safe_dump(job))
+    return file
+
+
+def test_functions_of_a_file_hooks_and_guardrails_play_in_the_runners(jobs: Jobs) -> None:
+    own = f"{jobs.folder}/own.py"
+    told = {
+        "tools": ["add", "submit", {"ref": f"{own}:shout"}],
+        "instructions": {"template": "You are {{ agent }} at {{ task.id }}."},
+        "hooks": {"after_llm_call": f"{own}:note", "on_stop": f"{own}:note"},
+        "guardrails": [{"name": "polite", "at": "output", "check": f"{own}:polite"}],
+        "memory": {},
+        "retry": {},
+    }
+    lines = (call("shout", text="one"), call("add", amount=1), call("add", amount=1), "Two")
+    run = jobs.finish("run", "rate_limits.default.rps=500", conf=conf(jobs.folder, *lines, **told))
+    assert_one_each(run.folder, 20)
+    for row in rows(run.folder):
+        assert (row["status"], row["stop_reason"], row["answer"]) == ("completed", "done", '"Two, please"')
+        assert row["messages"][0]["content"] == f"You are clerk at {row['task_id']}."
+        assert [use["result"] for turn in row["turns"] for use in turn["tool_calls"]] == ["ONE", "1", "2"]
+        assert [(event["turn"], event["kind"], event["name"]) for event in row["events"]] == [
+            (3, "guardrail", "polite")
+        ]
+        assert row["cost"] > 0
+    assert "cost " in run.said()
+
+
+def test_a_job_stops_when_its_budget_is_spent_and_goes_on_with_more(jobs: Jobs) -> None:
+    file = conf(jobs.folder, call("add", amount=1), call("add", amount=1), call("submit"))
+    poor = jobs.start("run", "cost.job_usd=0.002", conf=file)
+    assert poor.wait() == 2, poor.said()
+    assert "raise it to go on with --resume" in poor.said()
+    assert 0 < len(rows(poor.folder)) < 20
+    rich = jobs.finish("run", "cost.job_usd=1", "--resume", conf=file)
+    assert_one_each(rich.folder, 20)
+
+
+def test_a_function_that_is_not_there_is_told_before_anything_is_started(jobs: Jobs) -> None:
+    file = conf(jobs.folder, "Two", hooks={"on_stop": f"{jobs.folder}/own.py:nothing"})
+    wrong = jobs.start("run", conf=file)
+    assert wrong.wait() == 2
+    assert "agent.hooks.on_stop" in wrong.said()
+    assert not wrong.folder.exists()
