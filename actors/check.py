@@ -14,12 +14,14 @@ from actors.setting import Names, budget_of, context_of, template_of
 from actors.vllm_engine import check_config
 from actors.vllm_parsers import split_reference
 from resources.catalog import code_digest, load_resource, resource_class
+from rollout.agents.approval_queue import REQUESTS
 from rollout.agents.loading import Around, load_agent
 from rollout.config import JobConfig, OpenAIConfig, ResourceConfig, VllmConfig
 from rollout.errors import UserError, nearest
 from rollout.mixture import key_of, told_of
 from rollout.openai_probe import check_endpoint
 from rollout.resource import Resource
+from rollout.storage import inside
 from rollout.tasks import check_tasks, read_tasks
 from rollout.template import ChatTemplate, resolve_model
 from rollout.trajectory import Message, Task
@@ -91,7 +93,9 @@ def _check_tools(config: JobConfig, resources: Collection[Resource]) -> None:
 
 async def _check_agent(config: JobConfig) -> None:
     """All that the agent names is there, and its budget is one of a model with a price."""
-    around = Around(config.model.sampling.value(), context_of(config), budget_of(config, Names.of(config).model))
+    budget = budget_of(config, Names.of(config).model)
+    requests = inside(config.run.dir, REQUESTS)
+    around = Around(config.model.sampling.value(), context_of(config), budget, requests)
     await (await load_agent(config.agent, around)).close()
 
 

@@ -16,6 +16,7 @@ from actors.keeper import Keeper
 from actors.metrics import RayExport
 from actors.setting import Names
 from actors.watch import Watch
+from rollout.agents.approval_queue import REQUESTS
 from rollout.config import JobConfig
 from rollout.dataset import Committer
 from rollout.demand import Demand
@@ -29,7 +30,7 @@ from rollout.pacing import Pace
 from rollout.resource import Resource
 from rollout.run_folder import Run, check_folder, create_or_resume, locked, take_back
 from rollout.scheduling import Scheduler
-from rollout.storage import is_remote
+from rollout.storage import folder, is_remote
 from rollout.tally import Tally
 from rollout.watch import Bounds, Watchdog
 
@@ -90,6 +91,7 @@ async def _play(
             complete = await driver.run(config.scheduler.runners)
         if complete:
             discard(run.turns)
+            folder(run.place).clear(REQUESTS)
         if not is_remote(run.place):  # there another driver may be writing already: nothing locks it out
             committer.discard_uncommitted()  # of runners that died; no process of the job is left to write
         return complete

@@ -13,6 +13,7 @@ from actors.mend import host_part
 from actors.rates import SharedLimiter
 from actors.resource_host import HostedSessions, Offer
 from actors.served_policy import ServedPolicy
+from rollout.agents.approval_queue import REQUESTS
 from rollout.agents.loading import Around, Loaded, is_plain, load_agent
 from rollout.agents.loading import located as located_agent
 from rollout.agents.parts import Budget
@@ -26,6 +27,7 @@ from rollout.load import HostLoad, Load
 from rollout.openai_policy import OpenAIPolicy
 from rollout.protocols import Ledger, Policy
 from rollout.segments import Parser, hermes
+from rollout.storage import inside
 from rollout.template import ChatTemplate, context_length, load_template, resolve_model, vocabulary_size
 from rollout.tokens import MessageLedger, TokenLedger
 from rollout.trajectory import Turn
@@ -79,6 +81,11 @@ class Job:
     """The actor that keeps the rate limits; None where there are none."""
 
     @property
+    def requests(self) -> str:
+        """The folder where calls wait for a person's approval."""
+        return inside(self.table.rpartition("/")[0], REQUESTS)
+
+    @property
     def turns(self) -> Path | None:
         """Where finished turns are kept; None when they are not, nor beside a table in an object store: those cannot
         append."""
@@ -103,7 +110,8 @@ async def _agent(job: Job) -> Loaded | None:
     if is_plain(config.agent):
         return None
     sampling = config.model.sampling.value()
-    return await load_agent(config.agent, Around(sampling, context_of(config), budget_of(config, job.names.model)))
+    budget = budget_of(config, job.names.model)
+    return await load_agent(config.agent, Around(sampling, context_of(config), budget, job.requests))
 
 
 def budget_of(config: JobConfig, model: str) -> Budget:

@@ -148,6 +148,23 @@ def show(run: str, episode: str | None, score: str | None) -> None:
 
 @main.command()
 @_run
+@click.argument("request", required=False)
+@click.argument("answer", required=False)
+@click.option("--by", help="Who answers, for the record.")
+@_plainly
+def approve(run: str, request: str | None, answer: str | None, by: str | None) -> None:
+    """Shows the tool calls of RUN that wait for a person, or answers one.
+
+    ANSWER is `approve`, a JSON object ({"decision": "deny", "reason": "..."}, or modify, redirect, terminate), or
+    any text: the call is not made then, and the policy reads the text.
+    """
+    from rollout.approve_command import approve as approve_calls
+
+    approve_calls(run, request, answer, by)
+
+
+@main.command()
+@_run
 @click.option("--json", "as_json", is_flag=True, help="Numbers for programs.")
 @_score
 @_plainly

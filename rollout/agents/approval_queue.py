@@ -28,6 +28,8 @@ from rollout.storage import Folder, LocalFolder, folder
 from rollout.thread import DISK_SECONDS, threaded
 from rollout.trajectory import ToolCall
 
+REQUESTS = "approvals"
+"""The folder of a run where they wait; it goes when all rows are there."""
 _REQUEST, _ANSWER = ".request.json", ".answer.json"
 
 
@@ -76,12 +78,6 @@ def answer(place: str, request_id: str, reply: Any, by: str | None = None) -> No
         raise UserError(f"{place}: there is no request '{request_id}'{nearest(request_id, known) if known else ''}")
     if not _first(files, request_id, {"reply": reply, "by": by, "at": time.time()}):
         raise UserError(f"{place}: {request_id} is answered already")
-
-
-def forget(place: str, episode_id: str) -> None:
-    """Deletes what is kept of an episode's requests: for when its row is there. Raises OSError."""
-    files = folder(place)
-    files.delete([name for name in files.names() if name.startswith(_prefix(episode_id))])
 
 
 @dataclass(slots=True)

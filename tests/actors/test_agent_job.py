@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
-from ray_jobs import Jobs, assert_one_each, rows
+from ray_jobs import Jobs, assert_one_each, rows, until
+
+from rollout.agents.approval_queue import REQUESTS, pending
 
 pytestmark = pytest.mark.ray
 
@@ -91,3 +95,27 @@ def test_a_function_that_is_not_there_is_told_before_anything_is_started(jobs: J
     assert wrong.wait() == 2
     assert "agent.hooks.on_stop" in wrong.said()
     assert not wrong.folder.exists()
+
+
+def test_a_person_approves_calls_of_a_job_that_waits(jobs: Jobs) -> None:
+    told = {"approval": {"policies": [{"tools": ["submit"], "approver": "human"}]}}
+    file = conf(jobs.folder, call("add", amount=1), call("add", amount=1), call("submit"), **told)
+    run = jobs.start("run", "resource.options.count=3", conf=file)
+    place = str(run.folder / REQUESTS)
+    until(lambda: len(pending(place)) == 3, "three calls to wait")
+    listed = approve(jobs, run.folder)
+    assert listed.count("submit") == 3
+    first, second, third = (one.id for one in pending(place))
+    approve(jobs, run.folder, first, "approve", "--by=ada")
+    approve(jobs, run.folder, second, "approve")
+    approve(jobs, run.folder, third, '{"decision": "terminate", "reason": "enough"}')
+    assert run.wait() == 0, run.said()
+    played = {row["episode_id"]: row for row in rows(run.folder)}
+    assert sorted(row["stop_reason"] for row in played.values()) == ["approval_denied", "environment", "environment"]
+    assert all([event["kind"] for event in row["events"]] == ["approval"] for row in played.values())
+    assert not (run.folder / REQUESTS).exists(), "all rows are there"
+
+
+def approve(jobs: Jobs, *arguments: object) -> str:
+    command = [sys.executable, "-m", "rollout", "approve", *map(str, arguments)]
+    return subprocess.run(command, env=jobs.env, capture_output=True, text=True, check=True, timeout=60).stdout

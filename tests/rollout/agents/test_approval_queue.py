@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from rollout.agents.approval_queue import ApprovalQueue, Request, answer, forget, pending
+from rollout.agents.approval_queue import ApprovalQueue, Request, answer, pending
 from rollout.agents.decisions import Approved, Denied
 from rollout.errors import UserError
 from rollout.storage import LocalFolder
@@ -149,16 +149,7 @@ async def test_the_folder_may_be_on_an_object_store(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="answered already"):
         answer(place, asked.id, "approve")
     assert await asking.wait(asked.id, 60) == Approved()
-    forget(place, "run-0-0")
     assert pending(place) == ()
-
-
-async def test_an_episode_that_has_its_row_leaves_nothing(tmp_path: Path) -> None:
-    mine, other = await queue(tmp_path).put(request()), await queue(tmp_path).put(request(episode_id="run-0-01"))
-    answer(str(tmp_path), mine.id, "approve")
-    forget(str(tmp_path), "run-0-0")
-    assert pending(str(tmp_path)) == (other,)
-    assert len(os.listdir(tmp_path)) == 1
 
 
 async def test_requests_are_plain_files_that_say_who_asks(tmp_path: Path) -> None:
