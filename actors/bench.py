@@ -34,9 +34,12 @@ from actors.cluster import Cluster, started
 from actors.connection import connect, disconnect
 from actors.driver import Driver
 from actors.keeper import Keeper
-from actors.setting import Names
+from actors.setting import Job, Names
 from resources.catalog import load_resource
-from rollout.config import JobConfig, validate
+from rollout.agents.guardrails import Pass
+from rollout.agents.pricing import PriceConfig, PricingConfig
+from rollout.agents.rates import RateConfig
+from rollout.config import AgentConfig, JobConfig, validate
 from rollout.dataset import Committer
 from rollout.live import Live
 from rollout.progress import Done
@@ -88,11 +91,11 @@ class Asked:
         return self.turns * self.latency * -(-self.episodes // self.in_flight)
 
 
-def bench(paths: tuple[str, ...], asked: Asked, rounds: int | None = None) -> None:
+def bench(paths: tuple[str, ...], asked: Asked, rounds: int | None = None, compared: str = "turns") -> None:
     """Runs the benchmark over each path, one after the other, and prints one table.
 
-    With `rounds` it plays all episodes so many times with finished turns kept and so many times without, in turn, and
-    shows what keeping them costs.
+    With `rounds` it plays all episodes so many times with what is `compared` and so many times without, in turn, and
+    shows what it costs.
     """
     lines = [ADD] * (asked.turns - 1) + [SUBMIT]
     measured: dict[str, Measured] = {}
@@ -101,7 +104,9 @@ def bench(paths: tuple[str, ...], asked: Asked, rounds: int | None = None) -> No
             config = _config(folder, model, asked)
             connect("local")
             try:
-                measured[path] = asyncio.run(_compare(config, asked, rounds) if rounds else _measure(config, asked))
+                measured[path] = asyncio.run(
+                    _compare(config, asked, rounds, compared) if rounds else _measure(config, asked)
+                )
             finally:
                 disconnect()
     console = Console()
@@ -182,15 +187,53 @@ async def _measure(config: JobConfig, asked: Asked) -> Measured:
     return Measured(shown, looks.curve())
 
 
-async def _compare(config: JobConfig, asked: Asked, rounds: int) -> Measured:
+async def observed(*told: Any) -> None:
+    """A hook that looks and says nothing."""
+
+
+async def passed(*judged: Any) -> Pass:
+    """A guardrail that lets everything pass."""
+    return Pass()
+
+
+AGENT: dict[str, Any] = {
+    "hooks": {
+        name: "actors.bench:observed" for name in ("after_llm_call", "on_tool_call", "on_tool_result", "on_stop")
+    },
+    "guardrails": [
+        {"name": at, "at": at, "check": "actors.bench:passed"}
+        for at in ("input", "output", "tool_input", "tool_output")
+    ],
+    "retry": {},
+}
+"""An agent that uses what every model call and every tool call goes through."""
+
+
+def _with(job: Job, compared: str, there: bool) -> Job:
+    """The job with what is compared, or without it."""
+    config = job.config
+    if compared == "turns":
+        run = config.run.model_copy(update={"keep_turns": there})
+        return replace(job, config=config.model_copy(update={"run": run}))
+    agent = AgentConfig.model_validate(AGENT) if there else AgentConfig()
+    pricing = PricingConfig(models={"scripted": PriceConfig(input=1.0, output=1.0)} if there else {})
+    return replace(
+        job,
+        config=config.model_copy(update={"agent": agent, "pricing": pricing}),
+        rates=job.rates if there else None,
+    )
+
+
+async def _compare(config: JobConfig, asked: Asked, rounds: int, compared: str) -> Measured:
     """Medians over the rounds: what else runs on the machine hits both sides alike."""
+    if compared == "agent":  # nobody ever waits for these limits: what is measured is the asking
+        config = config.model_copy(update={"rate_limits": {"default": RateConfig(rps=1e9, burst=1e9)}})
     table = str(Path(config.run.dir) / "episodes")
     costs: dict[bool, list[float]] = {True: [], False: []}
     async with started(config, "bench", table) as cluster, AsyncExitStack() as stack:
         runners: dict[bool, list[Any]] = {}
         for kept in costs:
-            run = config.run.model_copy(update={"keep_turns": kept})
-            job = replace(cluster.job, config=cluster.job.config.model_copy(update={"run": run}))
+            job = _with(cluster.job, compared, kept)
             runners[kept] = await stack.enter_async_context(_runners(Cluster(job, cluster.mender, []), asked.runners))
         for number in range(-1, rounds):  # the first one warms up
             for kept in (True, False) if number % 2 else (False, True):
@@ -201,7 +244,8 @@ async def _compare(config: JobConfig, asked: Asked, rounds: int) -> Measured:
                 spent = sum(after.get(group, 0.0) - before.get(group, 0.0) for group in OURS)
                 costs[kept] += [1000 * spent / driver.tally.turns] if number >= 0 else []
     with_turns, without = median(costs[True]), median(costs[False])
-    shown = {f"ours, turns {name}": f"{ms:.3f}" for name, ms in (("kept", with_turns), ("not kept", without))}
+    names = ("turns kept", "turns not kept") if compared == "turns" else ("agent", "plain agent")
+    shown = {f"ours, {name}": f"{ms:.3f}" for name, ms in zip(names, (with_turns, without), strict=True)}
     ratios = sorted(one / other for one, other in zip(costs[True], costs[False], strict=True))
     shown |= {"ratio": f"{with_turns / without:.3f}", "ratio by round": f"{ratios[0]:.3f} to {ratios[-1]:.3f}"}
     return Measured(shown)

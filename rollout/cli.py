@@ -346,11 +346,16 @@ def env_test(resource: str, options: tuple[str, ...], samples: int, seed: int) -
 @click.option("--latency", type=click.FloatRange(min=0), default=0.0, help="Seconds a completion takes.")
 @click.option("--runners", type=click.IntRange(min=1), default=1, show_default=True)
 @click.option("--hosts", type=click.IntRange(min=1), default=1, show_default=True)
-@click.option("--rounds", type=click.IntRange(min=1), help="Instead compares run.keep_turns true and false, in turn.")
+@click.option("--rounds", type=click.IntRange(min=1), help="Instead compares two jobs, in turn; see --compare.")
+@click.option("--compare", type=click.Choice(["turns", "agent"]), default="turns", show_default=True)
 @_plainly
-def bench(path: str | None, rounds: int | None, **asked: Any) -> None:
-    """Measures what the engine itself costs a turn and holds in memory, with a scripted model."""
+def bench(path: str | None, rounds: int | None, compare: str, **asked: Any) -> None:
+    """Measures what the engine itself costs a turn and holds in memory, with a scripted model.
+
+    With --rounds it measures one thing against its absence: finished turns that are kept (--compare turns), or an
+    agent with hooks, guardrails, rate limits, retries and prices (--compare agent).
+    """
     from actors.bench import Asked
     from actors.bench import bench as run_bench
 
-    run_bench((path,) if path else ("endpoint", "serve"), Asked(**asked), rounds)
+    run_bench((path,) if path else ("endpoint", "serve"), Asked(**asked), rounds, compare)

@@ -375,9 +375,11 @@ class AgentConduct:
         return guarded
 
     def _record(self, events: Iterable[Any], number: int) -> None:
+        """What guardrails did; that one let something pass is what happens nearly always, and told by the others."""
         for event in events:
-            detail = asdict(event)
-            self._happened(number, "guardrail", detail.pop("name"), detail, detail.pop("ms") / 1000)
+            if event.decision != "pass":
+                detail = asdict(event)
+                self._happened(number, "guardrail", detail.pop("name"), detail, detail.pop("ms") / 1000)
 
     def _happened(
         self, turn: int, kind: str, name: str, detail: Mapping[str, Json] | None = None, seconds: float = 0.0

@@ -167,7 +167,7 @@ async def test_guardrails_on_the_answer_ask_again_and_change_it(functions: str) 
     rails += [{"name": "soft", "at": "output", "check": f"{functions}:softly"}]
     played = await play(await agent(guardrails=rails), "No.", "No, PLEASE please.")
     assert (played.stop_reason, played.answer) == (StopReason.DONE, "no, please please.")
-    assert [event.detail["decision"] for event in played.events] == ["retry", "pass", "modify"]
+    assert [event.detail["decision"] for event in played.events] == ["retry", "modify"]
     assert len(played.turns) == 2
 
 
