@@ -54,6 +54,7 @@ START_SECONDS = 60.0
 GROUPS = (
     ("ray::EpisodeRunner", "runners"),
     ("ray::ResourceHost", "hosts"),
+    ("ray::_Restarting", "limits"),
     ("ray::ServeReplica", "model"),
     ("rollout.scripted_endpoint", "model"),
     ("ray::ServeController", "serve"),
@@ -63,7 +64,7 @@ GROUPS = (
     ("raylet", "ray"),
     ("ray/", "ray"),
 )
-OURS = ("driver", "runners", "hosts", "verifiers")
+OURS = ("driver", "runners", "hosts", "verifiers", "limits")
 APART = {"Serve's controller and proxies": "serve", "Ray's own processes": "ray", "the model's processes": "model"}
 WARM_UP = 64
 """Episodes played before anything is measured: imports, compiled code paths, Serve's routes. Connections and sessions

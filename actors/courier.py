@@ -225,6 +225,10 @@ class Courier:
                 self._post(undo(answer.result()), _Letter(None))
             raise
 
+    def tell(self, payload: Any) -> None:
+        """Sends a letter whose answer nobody wants: it may be lost."""
+        self._post(payload, _Letter(None))
+
     @property
     def where(self) -> str:
         """What the other side is called."""

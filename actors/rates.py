@@ -1,6 +1,6 @@
 """The rate limits of a run, for all its processes together: one actor keeps them, everybody asks it.
 
-    SharedLimiter (in each runner) --acquire, held until it is the caller's turn--> RateLimits (one actor a run)
+    SharedLimiter (in each runner) --trips of a Courier--> RateLimits (one actor a run)
 
 An actor that was restarted knows nobody who waits or calls: clients ask again, and its buckets begin empty, as what
 had started before is not known.
@@ -11,20 +11,37 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
 
 import ray
-from ray.exceptions import RayActorError
 
+from actors.courier import Courier, Mailbox
 from rollout.agents.limiter import LocalLimiter, Permit
 from rollout.agents.rates import Rate, Rates, limit_of
 from rollout.errors import Unavailable, describe
 
-HELD = 10_000
-"""Calls that may wait in the actor at once; Ray queues those beyond."""
 PAUSE_SECONDS = 0.5
 """Before an actor that did not answer is asked again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A call that wants to start. The answer is how many seconds it waited."""
+
+    ticket: str
+    model: str
+    tokens: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """A call that has ended, or whose caller does not wait any more."""
+
+    ticket: str
+    tokens: int | None
 
 
 class RateLimits:
@@ -32,14 +49,17 @@ class RateLimits:
 
     def __init__(self, limits: Mapping[str, Rate], full: bool = True) -> None:
         self._limiter = LocalLimiter(Rates(limits, time.monotonic(), full=full))
+        self._mailbox = Mailbox(self._take)
 
-    async def acquire(self, ticket: str, model: str, tokens: int, seconds: float) -> float:
-        """Seconds waited, as soon as the call may start. Raises TimeoutError after `seconds`."""
-        return (await self._limiter.started(Permit(ticket), model, tokens, seconds)).waited
+    async def exchange(self, client: str, letters: bytes, hold: float) -> bytes:
+        """A trip of a client: see Mailbox."""
+        return await self._mailbox.exchange(client, letters, hold)
 
-    async def settle(self, ticket: str, tokens: int | None) -> None:
-        """The call has ended, or its caller does not wait any more."""
-        self._limiter.settle(Permit(ticket), tokens)
+    async def _take(self, letter: Asked | Settled) -> float:
+        if isinstance(letter, Settled):
+            self._limiter.settle(Permit(letter.ticket), letter.tokens)
+            return 0.0
+        return (await self._limiter.started(Permit(letter.ticket), letter.model, letter.tokens, letter.seconds)).waited
 
 
 class _Restarting(RateLimits):
@@ -49,17 +69,17 @@ class _Restarting(RateLimits):
 
 def new_rate_limits(run_id: str, limits: Mapping[str, Rate]) -> Any:
     """The actor of a run: the one that is there, or one that is starting. It ends with whoever made it."""
-    options: dict[str, Any] = {"num_cpus": 0, "max_restarts": -1, "max_concurrency": HELD}
+    options: dict[str, Any] = {"num_cpus": 0, "max_restarts": -1, "max_concurrency": 1000}
     actor = ray.remote(_Restarting).options(name=f"rollout-rates-{run_id}", get_if_exists=True, **options)
     return actor.remote(dict(limits))
 
 
 class SharedLimiter:
-    """A Limiter over the actor of the run."""
+    """A Limiter over the actor of the run. Belongs to the event loop it is used on."""
 
     def __init__(self, actor: Any, names: Iterable[str]) -> None:
         """`names` of the limits: the actor is not asked about models without one."""
-        self._actor = actor
+        self._courier = Courier(actor.exchange.remote, "rate limits")
         self._names = frozenset(names)
 
     async def acquire(self, model: str, tokens: int, seconds: float) -> Permit:
@@ -68,30 +88,20 @@ class SharedLimiter:
             return Permit("")
         began = time.monotonic()
         while True:
-            left = began + seconds - time.monotonic()
+            asked = Asked(uuid4().hex, model, tokens, began + seconds - time.monotonic())
             try:
-                ticket = await self._started(model, tokens, left)
+                async with asyncio.timeout(asked.seconds):
+                    await self._courier.ask(asked, lambda _, ticket=asked.ticket: Settled(ticket, 0))
+                return Permit(asked.ticket, time.monotonic() - began)
             except TimeoutError:
                 late = f"{model}: rate limit: its turn did not come within {seconds:.1f} s"
                 raise TimeoutError(late) from None
-            except RayActorError as error:
-                if left <= PAUSE_SECONDS:
+            except Unavailable as error:
+                if asked.seconds <= PAUSE_SECONDS:
                     raise Unavailable(f"rate limits: {describe(error)}") from error
-            else:
-                return Permit(ticket, time.monotonic() - began)
             await asyncio.sleep(PAUSE_SECONDS)
 
     def settle(self, permit: Permit, tokens: int | None) -> None:
         """See Limiter. Nobody waits for the answer: an actor that does not get it takes the permit back in time."""
         if permit.ticket:
-            self._actor.settle.remote(permit.ticket, tokens)
-
-    async def _started(self, model: str, tokens: int, seconds: float) -> str:
-        """The ticket of a call that may start."""
-        ticket = uuid4().hex
-        try:
-            await asyncio.wait_for(self._actor.acquire.remote(ticket, model, tokens, seconds), seconds)
-        except BaseException:  # cancelled or late: its place in the queue is the next one's
-            self.settle(Permit(ticket), 0)
-            raise
-        return ticket
+            self._courier.tell(Settled(permit.ticket, tokens))

@@ -6,7 +6,7 @@ import asyncio
 import contextvars
 import inspect
 from collections.abc import Awaitable, Callable, Mapping
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 from rollout.errors import boundary
@@ -42,6 +42,7 @@ async def asked(function: Callable[..., Any], arguments: tuple[Any, ...], second
         return await called(function, arguments, {}, seconds, where)
 
 
+@cache
 def _is_async(function: Callable[..., Any]) -> bool:
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None))  # noqa: B004
 

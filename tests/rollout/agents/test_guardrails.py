@@ -108,7 +108,7 @@ async def test_vector_10_one_that_breaks_blocks_unless_it_is_told_otherwise(chec
 
 def test_vector_10_a_place_that_there_is_not_is_refused() -> None:
     with pytest.raises(ValidationError, match="'input', 'output', 'tool_input' or 'tool_output'"):
-        GuardrailConfig.model_validate({"name": "g", "check": "m:f", "on": "outputs"})
+        GuardrailConfig.model_validate({"name": "g", "check": "m:f", "at": "outputs"})
 
 
 async def test_they_are_named_in_a_conf(tmp_path: Path) -> None:
