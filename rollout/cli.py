@@ -121,6 +121,19 @@ def _typed_as() -> str:
 @main.command()
 @click.argument("conf")
 @_overrides
+@click.option("--address", help="Ray cluster to join; RAY_ADDRESS or a local one otherwise.")
+@_plainly
+def chat(conf: str, overrides: tuple[str, ...], address: str | None) -> None:
+    """Talks with the agent of the job CONF, in the terminal; conversations are rows like any others."""
+    config = load(find_conf(conf), overrides)
+    from actors.chat import chat as chat_with
+
+    chat_with(config, address)
+
+
+@main.command()
+@click.argument("conf")
+@_overrides
 @click.option("--address", required=True, help="Jobs address of the cluster's head, like http://HOST:8265.")
 @click.option("--resume", is_flag=True, help="Go on with an interrupted run.")
 @click.option("--no-wait", is_flag=True, help="Do not follow the log.")

@@ -129,7 +129,10 @@ class AgentConduct:
         if role.parsing is not None and (reading := role.parsing.read(number, self._text, calls)) is not None:
             return self._next(await self._formed(reading, number))
         if not calls:
-            return self._next(await self._judged(self._text, None, StopReason.DONE, number))
+            step = self._next(await self._judged(self._text, None, StopReason.DONE, number))
+            if step.stop is StopReason.DONE:  # what a person says next is another run's
+                self._calls, self._final = 0, False
+            return step
         if self._final:
             uses = final_uses(calls)
             return Acted(uses, tool_messages(uses), StopReason.MAX_TURNS)

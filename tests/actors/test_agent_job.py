@@ -116,6 +116,21 @@ def test_a_person_approves_calls_of_a_job_that_waits(jobs: Jobs) -> None:
     assert not (run.folder / REQUESTS).exists(), "all rows are there"
 
 
+def test_a_person_talks_with_an_agent_and_every_conversation_is_a_row(jobs: Jobs) -> None:
+    file = conf(jobs.folder, "What can I do?", call("add", amount=1), "Done.", memory={})
+    typed = "Hello\n/trace\nAdd one.\n/reset\nHello again\n/what\n"  # and the end of the input leaves
+    command = [sys.executable, "-m", "rollout", "chat", str(file), f"run.dir={jobs.folder / 'talk'}"]
+    done = subprocess.run(command, input=typed, env=jobs.env, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert 'add({"amount": 1}) -> 1' in done.stdout
+    assert "1 model calls" in done.stdout
+    first, second = rows(jobs.folder / "talk")
+    assert (first["num_turns"], first["stop_reason"], second["num_turns"]) == (3, "done", 1)
+    said = [message["content"] for message in first["messages"] if message["role"] == "user"]
+    assert said == ["Hello", "Add one."]
+    assert {turn["segment"] for turn in first["turns"]} == {0}, "a conversation goes on in its segment"
+
+
 def approve(jobs: Jobs, *arguments: object) -> str:
     command = [sys.executable, "-m", "rollout", "approve", *map(str, arguments)]
     return subprocess.run(command, env=jobs.env, capture_output=True, text=True, check=True, timeout=60).stdout
