@@ -36,6 +36,10 @@ Sample = Callable[[Extras], Awaitable[Recorded | StopReason]]
 """One model call with the ledger's prompt: recorded and kept as a turn, or why the episode ends instead."""
 
 
+PENALTY = "penalty"
+"""The component of a score that says what the agent did wrong on the way; no verifier knows it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Said:
     """A completion and the calls in it."""
@@ -186,7 +190,7 @@ def penalized(score: Score, penalty: float) -> Score:
     """The score less what the agent did wrong on the way; a component says how much."""
     if not penalty:
         return score
-    return replace(score, reward=score.reward - penalty, components={**score.components, "penalty": -penalty})
+    return replace(score, reward=score.reward - penalty, components={**score.components, PENALTY: -penalty})
 
 
 def acted(used: ToolsUsed, implied: bool = False) -> Acted:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rollout import offload
+from rollout.agents.loading import is_plain
 from rollout.config import JobConfig, validate
 from rollout.errors import UserError, nearest
 from rollout.mixture import LANE_TASKS, told_of
@@ -49,6 +50,11 @@ class Recorded:
     def digest(self) -> str | None:
         """Of the code that the rows were played with."""
         return self.run.digests.get(f"resources.{self.environment}" if self.environment else "resource")
+
+    def require_plain(self, what: str) -> None:
+        """Raises UserError where the agent's own parts had a hand in what the environment was told."""
+        if not is_plain(self.config.agent):
+            raise UserError(f"agent: {what}: its hooks, guardrails and own tools are not played again")
 
     def options(self, reference: str | None, given: Mapping[str, Any]) -> dict[str, Any]:
         """Options of a resource: those given, on top of the run's where it is the run's own resource."""

@@ -56,6 +56,7 @@ def replay_run(run: Place, asked: Asked, load: Load, code: Code, console: Consol
     """
     console = console or Console(highlight=False)
     told = recorded(run, asked.environment)
+    told.require_plain("cannot be replayed")
     with told.world(asked.resource, asked.options, load, code) as (world, digest), opened(run) as database:
         if not asked.as_json:
             _warn(console, told, asked.resource, digest)

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from rollout.conduct import PENALTY, penalized
 from rollout.errors import BoundaryError, boundary
 from rollout.lifetime import opened
 from rollout.protocols import Seeded, Session, Sessions
@@ -77,7 +78,7 @@ async def compare(world: World, episode: Played) -> tuple[Departure, ...]:
         async with opened(world.sessions, episode.lease, world.limits, world.resource) as seeded:
             found += _opening(world, seeded, episode)
             turns = await _calls(world, seeded, episode, found)
-            score = await _verify(world, seeded.session, _now(episode, turns))
+            score = await _verify(world, seeded.session, _now(episode, turns), episode.score)
             found += _scores(episode, score)
     except BoundaryError as error:
         found.append(Departure(episode_id, None, None, "failure", None, str(error)))
@@ -96,7 +97,7 @@ async def judge(world: World, episode: Played) -> Score:
             await _calls(world, seeded, episode, found)
             if found:
                 raise BoundaryError(Failure(FailureKind.TOOL, "replay", str(found[0])))
-        return await _verify(world, seeded.session, episode.transcript)
+        return await _verify(world, seeded.session, episode.transcript, episode.score)
 
 
 def diverged(failure: Failure) -> bool:
@@ -158,10 +159,11 @@ def _now(episode: Played, turns: Sequence[Sequence[ToolUse]]) -> Transcript:
     return replace(then, messages=tuple(messages), rewards=rewards)
 
 
-async def _verify(world: World, session: Session, transcript: Transcript) -> Score:
+async def _verify(world: World, session: Session, transcript: Transcript, recorded: Score) -> Score:
     seconds = world.limits.verify_seconds
     async with boundary(FailureKind.VERIFY, world.resource, seconds + TRANSPORT_SECONDS):
-        return check_score(await session.verify(transcript, seconds))
+        score = check_score(await session.verify(transcript, seconds))
+        return penalized(score, -recorded.components.get(PENALTY, 0.0))
 
 
 def _scores(episode: Played, now: Score) -> Iterator[Departure]:

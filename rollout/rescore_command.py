@@ -52,6 +52,8 @@ def rescore_run(run: Place, asked: Asked, load: Load, code: Code, console: Conso
         if asked.resource is not None:
             world, digest = stack.enter_context(told.world(asked.resource, asked.options, load, code))
             _check(world)
+            if world.rescores == "replay":
+                told.require_plain("cannot be judged again by replay")
         version, new = _version(run, asked, told, digest)
         if world is None:
             _check_weights(run, version)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, cast
@@ -30,7 +31,7 @@ from rollout.agents.role import Role, last_said, open_role
 from rollout.agents.structured import Reading
 from rollout.agents.tool_rules import Ruling, out_of_retries, unruled
 from rollout.conduct import Acted, Ended, Ready, Said, Sample, acted
-from rollout.errors import BoundaryError, boundary
+from rollout.errors import BoundaryError, boundary, describe
 from rollout.protocols import Ledger, Seeded
 from rollout.trajectory import (
     Agent,
@@ -45,6 +46,7 @@ from rollout.trajectory import (
     Turn,
 )
 
+log = logging.getLogger(__name__)
 _FILTER_SECONDS = 30.0
 """What a person's own history filter may take."""
 
@@ -149,7 +151,9 @@ class AgentConduct:
                     await hooks.observe("on_complete", self._text if self._answer is None else self._answer)
                 await hooks.observe("on_stop", stop.value)
         finally:
-            await asyncio.gather(*(role.box.close() for role in roles), return_exceptions=True)
+            for closed in await asyncio.gather(*(role.box.close() for role in roles), return_exceptions=True):
+                if closed is not None:  # what is not closed must not cost the episode
+                    log.warning("tools of %s were not closed: %s", self.agent.name, describe(closed))
         parsings = [role.parsing for role in roles if role.parsing is not None]
         untrained = self._untrained.union(*(parsing.untrained_turns for parsing in parsings))
         penalty = sum(parsing.penalty for parsing in parsings)

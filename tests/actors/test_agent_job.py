@@ -77,6 +77,9 @@ def test_functions_of_a_file_hooks_and_guardrails_play_in_the_runners(jobs: Jobs
         ]
         assert row["cost"] > 0
     assert "cost " in run.said()
+    command = [sys.executable, "-m", "rollout", "replay", str(run.folder)]
+    again = subprocess.run(command, env=jobs.env, capture_output=True, text=True, check=False, timeout=60)
+    assert (again.returncode, "are not played again" in again.stderr) == (2, True)
 
 
 def test_a_job_stops_when_its_budget_is_spent_and_goes_on_with_more(jobs: Jobs) -> None:
