@@ -191,6 +191,8 @@ def _resume(run: Run, config: JobConfig, digests: dict[str, str], force: bool) -
     now = config.model_dump(mode="json")
     _check_names(run.config, now)
     differences = [*_differences(_identity(run.config), _identity(now), ""), *_changed(run.digests, digests)]
+    if any(one.startswith("run.limits.max_turns ") for one in differences):  # the agent's number of calls follows it
+        differences = [one for one in differences if not one.startswith("agent.max_iterations ")]
     if differences and not force:
         more = f" (and {len(differences) - 1} more)" if len(differences) > 1 else ""
         why = f"{differences[0]}{more}; --force goes on all the same"

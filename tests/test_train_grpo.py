@@ -70,7 +70,9 @@ def test_a_turn_is_worth_its_episode_unless_that_was_lost_before_it() -> None:
     first = [0.5, -0.5, -0.5, 0.5]  # four were as far: their mean is 1/2
     last = [3 / 7, 0.0, -4 / 7, 3 / 7]  # only three were: the mean of all seven that count is 4/7
     for begins, ends, advantages in zip(first, last, found, strict=True):
-        expected = [0.0] * len(PROMPT) + [begins] * 4 + [0.0] * len(RESULT) + [ends] * 4
+        expected = [0.0] * len(PROMPT) + [begins] * 4
+        if ends:  # else the sample is only as long as it teaches
+            expected += [0.0] * len(RESULT) + [ends] * 4
         assert advantages == pytest.approx(expected, abs=1e-6)
 
 

@@ -75,7 +75,8 @@ def test_only_what_samples_are_made_of_is_read(run: Path) -> None:
     part = next(read_groups(run))
     assert set(part.schema.names) == set(COLUMNS)
     fields = {field.name for field in part.schema.field("turns").type.value_type}
-    assert fields == {"segment", "prompt_ids", "completion_ids", "logprobs", "versions", "sampling", "reward"}
+    tokens = {"segment", "prompt_ids", "completion_ids", "logprobs", "versions"}
+    assert fields == tokens | {"sampling", "reward", "trainable"}
 
 
 def test_memory_follows_what_is_open_not_what_there_is(tmp_path: Path) -> None:
