@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-from actors.setting import Names, budget_of, context_of, template_of
+from actors.setting import Names, budget_of, context_of, renders, template_of
 from actors.vllm_engine import check_config
 from actors.vllm_parsers import split_reference
 from resources.catalog import code_digest, load_resource, resource_class
@@ -95,7 +95,7 @@ async def _check_agent(config: JobConfig) -> None:
     """All that the agent names is there, and its budget is one of a model with a price."""
     budget = budget_of(config, Names.of(config).model)
     requests = inside(config.run.dir, REQUESTS)
-    around = Around(config.model.sampling.value(), context_of(config), budget, requests)
+    around = Around(config.model.sampling.value(), context_of(config), budget, requests, renders(config))
     await (await load_agent(config.agent, around)).close()
 
 

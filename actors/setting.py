@@ -111,7 +111,12 @@ async def _agent(job: Job) -> Loaded | None:
         return None
     sampling = config.model.sampling.value()
     budget = budget_of(config, job.names.model)
-    return await load_agent(config.agent, Around(sampling, context_of(config), budget, job.requests))
+    return await load_agent(config.agent, Around(sampling, context_of(config), budget, job.requests, renders(config)))
+
+
+def renders(config: JobConfig) -> bool:
+    """Whether prompts are rendered here, as tokens."""
+    return not isinstance(config.model, OpenAIConfig) or config.model.tokenizer is not None
 
 
 def budget_of(config: JobConfig, model: str) -> Budget:

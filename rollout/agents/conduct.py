@@ -354,7 +354,8 @@ class AgentConduct:
         return self._seeded
 
     async def _enter(self, parts: Parts) -> Role:
-        role = await open_role(parts, self.lease, self._open)
+        earlier = next((role.instructions for role in self._roles if role.parts is parts), None)
+        role = await open_role(parts, self.lease, self._open, earlier)
         self._roles.append(role)
         return role
 

@@ -43,8 +43,6 @@ class ContextConfig(Section):
     """So many messages at least stay as they are."""
     strategy: Literal["summary", "trim", "edit", "none"] = "summary"
     """Old messages become a `summary` or are left out (`trim`), or old tool results are cleared (`edit`)."""
-    summary_model: str | None = None
-    """Who writes summaries; the agent's own model when not given."""
     train_summaries: bool = False
     """Whether summaries that the policy wrote are trained on."""
     when: tuple[Literal["run_start", "before_call"], ...] = ("run_start", "before_call")

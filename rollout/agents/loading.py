@@ -24,6 +24,7 @@ from rollout.agents.section import AgentConfig, MemberConfig
 from rollout.agents.skills import load_skills
 from rollout.agents.tool_section import ToolConfig, rules
 from rollout.conduct import Conduct
+from rollout.errors import UserError
 from rollout.trajectory import Agent, Lease, Sampling
 
 _PATHS = re.compile(
@@ -64,6 +65,8 @@ class Around:
     """What its episodes may cost; None for whatever."""
     requests: str | None = None
     """The folder where calls wait for a person's approval."""
+    tokens: bool = False
+    """Prompts are rendered here, with the same variables of the chat template for all."""
 
 
 def is_plain(config: AgentConfig) -> bool:
@@ -109,6 +112,9 @@ class _Found:
 
 async def _member(config: MemberConfig, name: str, around: Around, key: str, found: _Found) -> Parts:
     settings = model_settings(config.api_kwargs, around.sampling, f"{key}.api_kwargs")
+    if around.tokens and settings.template:
+        wanted = "a model.engine that renders messages itself (openai without tokenizer)"
+        raise UserError(f"{key}.api_kwargs: {min(settings.template)} is for the chat template; expected {wanted}")
     own = [tool for tool in config.tools or () if isinstance(tool, ToolConfig)]
     references = [tool.ref for tool in own if tool.ref is not None]
     agent = Agent(name, None, config.chosen, settings.sampling)

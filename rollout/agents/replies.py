@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from rollout import tool_use
+from rollout.conduct import answer
 from rollout.trajectory import Message, ToolCall, ToolResult, ToolUse
 
 
@@ -25,7 +26,4 @@ def answered(call: ToolCall, content: str) -> ToolUse:
 
 def tool_messages(uses: Iterable[ToolUse]) -> tuple[Message, ...]:
     """The results as the policy reads them, in the order of the calls."""
-    return tuple(
-        {"role": "tool", "content": use.result.content, "tool_call_id": use.call.id, "name": use.call.name}
-        for use in uses
-    )
+    return tuple(answer(use) for use in uses)

@@ -50,7 +50,7 @@ log = logging.getLogger(__name__)
 
 
 class RetryConfig(Section):
-    """What happens when a model call fails, or an answer cannot be read."""
+    """What happens when a model call fails."""
 
     max_retries: Annotated[int, Field(ge=0)] = 3
     """Attempts after the first."""
@@ -70,8 +70,6 @@ class RetryConfig(Section):
     """Waits as long as the server asks when that is longer; when the call has not so much time left, it fails."""
     attempt_timeout: PositiveFloat | None = None
     """Seconds an attempt may take; what is left of the call when not given."""
-    max_parse_retries: Annotated[int, Field(ge=0)] = 2
-    """How often an answer that is not of the asked form is asked for again."""
 
 
 def backoff(config: RetryConfig, retry: int, random: Random) -> float:

@@ -34,6 +34,8 @@ class Role:
     system: tuple[Message, ...]
     opening: tuple[Message, ...]
     """What the user says at the start, with what the agent remembers of it."""
+    instructions: str
+    """As they were made for this episode."""
     parsing: Parsing | None = None
 
     @property
@@ -47,22 +49,23 @@ class Role:
         return [spec.name for spec in self.tools]
 
 
-async def open_role(parts: Parts, lease: Lease, seeded: Seeded) -> Role:
-    """Puts an agent to work on an episode. Nothing stays open when it raises.
+async def open_role(parts: Parts, lease: Lease, seeded: Seeded, earlier: str | None = None) -> Role:
+    """Puts an agent to work on an episode; `earlier` are its instructions of the last time it was at work there.
+    Nothing stays open when it raises.
 
     Raises BoundaryError of kind seed for what cannot be opened, UserError for tools of one name.
     """
     async with boundary(FailureKind.SEED, f"agent {parts.agent.name}", OPEN_SECONDS):
         sets: list[ToolSet] = []
         try:
-            return await _open(parts, lease, seeded, sets)
+            return await _open(parts, lease, seeded, earlier, sets)
         except BaseException:
             await asyncio.gather(*(one.close() for one in sets), return_exceptions=True)
             raise
     raise AssertionError("a boundary swallows nothing")
 
 
-async def _open(parts: Parts, lease: Lease, seeded: Seeded, sets: list[ToolSet]) -> Role:
+async def _open(parts: Parts, lease: Lease, seeded: Seeded, earlier: str | None, sets: list[ToolSet]) -> Role:
     memory = None
     if parts.functions is not None:
         sets.append(parts.functions)
@@ -90,14 +93,14 @@ async def _open(parts: Parts, lease: Lease, seeded: Seeded, sets: list[ToolSet])
     facts = Facts(lease.task, parts.agent.name, datetime.now(UTC))
     said = seeded.instructions or ""
     if parts.instructions is not None:
-        said = await parts.instructions.rendered(facts, None, INSTRUCTIONS_SECONDS)
+        said = await parts.instructions.rendered(facts, earlier, INSTRUCTIONS_SECONDS)
     hint = "" if parsing is None else parsing.hint
     system = SystemPrompt(said, parts.skills.text if parts.skills is not None else "", "", hint).messages
     opening = (*system, *seeded.messages)
     if memory is not None:
         opening = memory.opening(opening, recalled)
     split = 1 if opening and opening[0]["role"] == "system" else 0
-    return Role(parts, box, gates, tools, opening[:split], opening[split:], parsing)
+    return Role(parts, box, gates, tools, opening[:split], opening[split:], said, parsing)
 
 
 def last_said(messages: Sequence[Message]) -> str:
