@@ -38,6 +38,8 @@ class Calculator(Resource):
         split: Which problems; the bundled model was trained on `train`.
         count: How many tasks; None never ends.
         least_operations: Only problems of at least so many operations; there are up to four.
+        ends_astray: The first call that the expression does not ask for ends the episode: what follows it teaches
+            nothing, and playing it takes a third of the time.
     """
 
     name = "calculator"
@@ -50,9 +52,11 @@ class Calculator(Resource):
         split: Literal["train", "heldout"] = "heldout",
         count: NonNegativeInt | None = None,
         least_operations: Annotated[int, Field(ge=1, le=arithmetic.MOST_OPERATIONS)] = 1,
+        ends_astray: bool = False,
     ) -> None:
         self._split = split
         self._least_operations = least_operations
+        self._ends_astray = ends_astray
         self.num_tasks = count
 
     def tasks(self, seed: int) -> Iterator[Task]:
@@ -77,7 +81,8 @@ class Calculator(Resource):
             result = arithmetic.evaluate(expression)
         except ValueError as error:
             raise ToolError(str(error)) from None
-        return ToolResult(str(result), reward=_step_reward(session, expression))
+        reward = _step_reward(session, expression)
+        return ToolResult(str(result), reward=reward, done=self._ends_astray and session.astray)
 
     async def verify(self, session: Work, transcript: Transcript) -> Score:
         """1.0 for the right number in a final answer of the form `The answer is 12.`, else 0.0."""

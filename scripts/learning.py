@@ -38,7 +38,8 @@ class Mean:
 def held_out(model: Path, run: Path, problems: int) -> Mean:
     """Mean reward on so many held-out problems like those that are learned from, each played once at temperature 1."""
     job = [f"run.dir={run}", "run.samples_per_task=1", f"model.path={model}"]
-    job += ["resource.options.split=heldout", f"resource.options.count={problems}"]
+    options = {"split": "heldout", "count": problems, "ends_astray": "false"}
+    job += [f"resource.options.{name}={value}" for name, value in options.items()]
     subprocess.run([sys.executable, "-m", "rollout", "run", "learn", *job], check=True)
     rewards = DeltaTable(run / "episodes").to_pyarrow_table(columns=["reward"])["reward"].drop_null().to_numpy()
     return Mean(float(rewards.mean()), float(rewards.std() / len(rewards) ** 0.5))

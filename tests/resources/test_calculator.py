@@ -86,3 +86,13 @@ async def test_a_call_that_the_expression_asks_for_costs_nothing_and_the_first_o
     session, _ = await table.seed(task, 0, 60)
     told = [ToolCall(str(n), "calculate", f'{{"expression": "{call}"}}') for n, call in enumerate(calls)]
     assert [(await table.call(session, call, 5)).reward for call in told] == rewards
+
+
+@pytest.mark.parametrize("ends", [False, True])
+async def test_an_episode_goes_on_behind_a_wrong_call_unless_told_otherwise(ends: bool) -> None:
+    table = SessionTable(Calculator(ends_astray=ends))
+    task = Task("one", (), {"expression": "2+3*4-6", "answer": 8})
+    session, _ = await table.seed(task, 0, 60)
+    right = await table.call(session, ToolCall("a", "calculate", '{"expression": "3*4"}'), 5)
+    wrong = await table.call(session, ToolCall("b", "calculate", '{"expression": "2+21"}'), 5)
+    assert (right.done, wrong.done, wrong.reward) == (False, ends, -1.0)
