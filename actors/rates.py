@@ -20,6 +20,7 @@ import ray
 from actors.courier import Courier, Mailbox
 from rollout.agents.limiter import LocalLimiter, Permit
 from rollout.agents.rates import Rate, Rates, limit_of
+from rollout.deadlines import deadline
 from rollout.errors import Unavailable, describe
 
 PAUSE_SECONDS = 0.5
@@ -90,7 +91,7 @@ class SharedLimiter:
         while True:
             asked = Asked(uuid4().hex, model, tokens, began + seconds - time.monotonic())
             try:
-                async with asyncio.timeout(asked.seconds):
+                async with deadline(asked.seconds):
                     await self._courier.ask(asked, lambda _, ticket=asked.ticket: Settled(ticket, 0))
                 return Permit(asked.ticket, time.monotonic() - began)
             except TimeoutError:

@@ -18,9 +18,10 @@ from __future__ import annotations
 import asyncio
 import difflib
 import traceback
-from collections.abc import AsyncGenerator, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import Iterable
+from types import TracebackType
 
+from rollout.deadlines import deadline
 from rollout.trajectory import Failure, FailureKind
 
 _LISTED = 12
@@ -70,29 +71,50 @@ class BoundaryError(RolloutError):
         return BoundaryError, (self.failure,)
 
 
-@asynccontextmanager
-async def boundary(kind: FailureKind, where: str, seconds: float) -> AsyncGenerator[None]:
+class boundary(deadline):
     """Bounds one await that leaves the process and classifies whatever goes wrong in it.
 
     Raises BoundaryError for a deadline of `seconds` and for any exception, also a cancellation that this task was
     not asked for; lets through our own cancellation, failures already classified and wrong input.
     """
-    deadline = asyncio.timeout(seconds)
-    try:
-        async with deadline:
-            yield
-    except (BoundaryError, UserError):
-        raise
-    except TimeoutError as error:
-        own = f"no answer within {seconds:.1f} s" if deadline.expired() else "a deadline over there passed"
-        raise BoundaryError(Failure(kind, where, str(error) or own)) from error
-    except asyncio.CancelledError as error:
-        task = asyncio.current_task()
-        if task is None or task.cancelling():
-            raise
-        raise BoundaryError(Failure(kind, where, "the call was cancelled over there")) from error
-    except Exception as error:  # the one place where foreign errors become data
-        raise BoundaryError(Failure(kind, where, describe(error))) from error
+
+    __slots__ = ("_kind", "_where")
+
+    def __init__(self, kind: FailureKind, where: str, seconds: float) -> None:
+        super().__init__(seconds)
+        self._kind, self._where = kind, where
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None and not self.expired():
+            await super().__aexit__(kind, error, trace)
+            return
+        try:
+            await super().__aexit__(kind, error, trace)
+        except TimeoutError as late:
+            error = late
+        if error is not None and (wrong := self._classified(error)) is not None:
+            raise wrong from error
+
+    def _classified(self, error: BaseException) -> BoundaryError | None:
+        """What an error is over here; None for one that goes on as it is."""
+        match error:
+            case BoundaryError() | UserError():
+                return None
+            case TimeoutError():
+                own = f"no answer within {self.seconds:.1f} s" if self.expired() else "a deadline over there passed"
+                what = str(error) or own
+            case asyncio.CancelledError():
+                task = asyncio.current_task()
+                if task is None or task.cancelling():
+                    return None
+                what = "the call was cancelled over there"
+            case Exception():  # the one place where foreign errors become data
+                what = describe(error)
+            case _:
+                return None
+        return BoundaryError(Failure(self._kind, self._where, what))
 
 
 def describe(error: BaseException) -> str:

@@ -9,7 +9,6 @@ much, and the connection pool is not quadratic in the connections (decisions/001
 
 from __future__ import annotations
 
-import asyncio
 import time
 from dataclasses import replace
 from typing import cast
@@ -29,6 +28,7 @@ from tenacity import (
 from yarl import URL
 
 from rollout.config import OpenAIConfig, secret
+from rollout.deadlines import deadline
 from rollout.errors import ContextExceeded, ResourceDown, Unavailable, UserError, describe
 from rollout.openai_wire import (
     Answer,
@@ -98,7 +98,7 @@ class OpenAIPolicy:
         ends = time.monotonic() + prompt.seconds
         try:
             with HERE.on(MODEL_CALL, self._part):
-                async with asyncio.timeout(prompt.seconds):
+                async with deadline(prompt.seconds):
                     try:
                         return await self._complete(prompt)
                     except _NotNow as error:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from uuid import uuid4
 
+from rollout.deadlines import deadline
 from rollout.errors import NotRestored, ResourceDown, ToolError, Unavailable, describe, nearest
 from rollout.protocols import Seeded
 from rollout.resource import BoundTool, Resource, as_score
@@ -119,7 +120,7 @@ class SessionTable:
     async def _snapshot(self, entry: _Open) -> bytes | None:
         begun = entry.begun
         try:
-            async with asyncio.timeout(SNAPSHOT_SECONDS):
+            async with deadline(SNAPSHOT_SECONDS):
                 snapshot = await self.resource.snapshot(entry.state)
         except Exception as error:  # the resource's bug costs the turn's safety, not the turn
             _LOG.warning("%s gave no snapshot: %s", self.resource.name, describe(error))
@@ -134,12 +135,12 @@ class SessionTable:
         bound = self._tools.get(call.name)
         if bound is None:
             raise ToolError(f"there is no tool '{call.name}'{nearest(call.name, self._tools)}")
-        async with asyncio.timeout(seconds):
+        async with deadline(seconds):
             return await bound.function(state, **bound.parse(call.arguments))
 
     async def verify(self, session_id: str, transcript: Transcript, seconds: float) -> Score:
         """Judges the session's episode within `seconds`; raises what the verifier raises."""
-        async with asyncio.timeout(seconds):
+        async with deadline(seconds):
             return as_score(await self.resource.verify(self._state(session_id), transcript))
 
     async def close(self, session_id: str) -> None:

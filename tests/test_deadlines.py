@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-BLOCKS = {"boundary", "timeout"}
+BLOCKS = {"boundary", "deadline", "timeout"}
 """Names of context managers that bound what stands in them,"""
 CALLS = {"wait_for", "threaded", "_all_started", "_answers"}
 """and of functions that bound what they are given."""

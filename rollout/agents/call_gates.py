@@ -45,7 +45,7 @@ class CallGates:
         guarded = await self.guardrails.check("tool_output", result.content, call.name, call.id)
         self.events += guarded.events
         if isinstance(guarded.verdict, Pass):
-            return replace(result, content=guarded.value)
+            return result if guarded.value == result.content else replace(result, content=guarded.value)
         why = guarded.verdict.reason if isinstance(guarded.verdict, Block) else guarded.verdict.message
         return replace(result, content=f"error: {why}", error=why)
 
@@ -57,7 +57,7 @@ class CallGates:
         guarded = await guardrails.check("tool_input", arguments, ruling.name, ruling.id)
         self.events += guarded.events
         if isinstance(guarded.verdict, Pass):
-            changed = any(event.decision == "modify" for event in guarded.events)
-            text = json.dumps(guarded.value, ensure_ascii=False)
-            return replace(ruling, arguments=text) if changed else ruling
+            if not any(event.decision == "modify" for event in guarded.events):
+                return ruling
+            return replace(ruling, arguments=json.dumps(guarded.value, ensure_ascii=False))
         return skipped(guarded.verdict.reason if isinstance(guarded.verdict, Block) else guarded.verdict.message)

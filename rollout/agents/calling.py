@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextvars
 import inspect
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping
+from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
 
+from rollout.deadlines import deadline
 from rollout.errors import boundary
 from rollout.thread import threaded
 from rollout.trajectory import FailureKind
@@ -25,11 +26,11 @@ async def called(
     A plain function has a thread of its own, with a copy of the caller's context variables, as it may block. Raises
     TimeoutError naming `what`, and whatever the function raises.
     """
-    work = partial(function, *arguments, **named)
     if _is_async(function):
-        return await _within(work(), seconds, what)
+        return await _within(function(*arguments, **named), seconds, what)
     context = contextvars.copy_context()
-    value = await threaded(lambda: context.run(work), seconds, what)
+    plain = partial(function, *arguments, **named)
+    value = await threaded(lambda: context.run(plain), seconds, what)
     return await _within(value, seconds, what) if inspect.isawaitable(value) else value
 
 
@@ -38,7 +39,12 @@ async def asked(function: Callable[..., Any], arguments: tuple[Any, ...], second
 
     Its cause is a TimeoutError when the function did not answer in time. UserError is let through.
     """
+    begun = _begun(function, arguments) if _is_async(function) else None
+    if isinstance(begun, _Answered):
+        return begun.value
     async with boundary(FailureKind.AGENT, where, 2 * seconds + _GRACE):
+        if begun is not None:
+            return await _within(begun, seconds, where)
         return await called(function, arguments, {}, seconds, where)
 
 
@@ -47,12 +53,59 @@ def _is_async(function: Callable[..., Any]) -> bool:
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None))  # noqa: B004
 
 
-async def _within(work: Awaitable[Any], seconds: float, what: str) -> Any:
-    deadline = asyncio.timeout(seconds)
+@dataclass(frozen=True, slots=True)
+class _Answered:
+    """It waited for nothing, as most hooks and checks do: no deadline need be kept."""
+
+    value: Any
+
+
+@dataclass(slots=True)
+class _Rest:
+    """A coroutine that was begun, from where it first waits on; or what it raised before that."""
+
+    work: Coroutine[Any, Any, Any] | None
+    waits: Any = None
+    raised: Exception | None = None
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        if self.work is None:
+            assert self.raised is not None, "it waits or it has raised"
+            raise self.raised
+        waits = self.waits
+        while True:
+            try:
+                sent = yield waits
+            except GeneratorExit:
+                self.work.close()
+                raise
+            except BaseException as error:  # a cancellation, and what it waited for: both belong into it
+                step, given = self.work.throw, error
+            else:
+                step, given = self.work.send, sent
+            try:
+                waits = step(given)
+            except StopIteration as answered:
+                return answered.value
+
+
+def _begun(function: Callable[..., Coroutine[Any, Any, Any]], arguments: tuple[Any, ...]) -> _Answered | _Rest:
+    """Runs it in this task up to where it waits for something."""
     try:
-        async with deadline:
+        work = function(*arguments)
+        return _Rest(work, work.send(None))
+    except StopIteration as answered:
+        return _Answered(answered.value)
+    except Exception as error:  # raised again behind the boundary
+        return _Rest(None, raised=error)
+
+
+async def _within(work: Awaitable[Any], seconds: float, what: str) -> Any:
+    bound = deadline(seconds)
+    try:
+        async with bound:
             return await work
     except TimeoutError:
-        if deadline.expired():
+        if bound.expired():
             raise TimeoutError(f"{what}: no answer within {seconds:g} s") from None
         raise

@@ -295,7 +295,8 @@ class AgentConduct:
         self._record(role.gates.events, number)
         role.gates.events.clear()
         step = acted(used, said.implied)
-        step = replace(step, said=(*step.said, *ruled.said))
+        if ruled.said:
+            step = replace(step, said=(*step.said, *ruled.said))
         if step.stop is not None or step.broken is not None:
             return step
         if ruled.stop is not None:
@@ -304,6 +305,8 @@ class AgentConduct:
             given = used.outputs[used.direct]
             judged = await self._judged(given, given, StopReason.RETURN_DIRECT, number)
             return replace(step, stop=judged.stop, said=(*step.said, *judged.said))
+        if not role.parts.rules:
+            return step
         uses = [use for turn in turns[:-1] for use in turn.tool_uses]
         if (name := out_of_retries([*uses, *used.uses], role.parts.rules)) is not None:
             self._happened(number, "tool_retries", name)

@@ -17,7 +17,7 @@ import copy
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from pydantic import PositiveFloat
@@ -116,6 +116,11 @@ class Guardrails:
 
     each: tuple[Guardrail, ...]
     clock: Callable[[], float] = time.perf_counter
+    _at: dict[On, tuple[Guardrail, ...]] = field(init=False, default_factory=dict[On, tuple[Guardrail, ...]])
+
+    def __post_init__(self) -> None:
+        for one in self.each:
+            self._at[one.on] = (*self._at.get(one.on, ()), one)
 
     @staticmethod
     def of(configs: Sequence[GuardrailConfig], key: str = "agent.guardrails") -> Guardrails | None:
@@ -128,7 +133,7 @@ class Guardrails:
 
     def on(self, on: On) -> bool:
         """Whether there is a guardrail there."""
-        return any(one.on == on for one in self.each)
+        return on in self._at
 
     async def check(self, on: On, value: Any, tool: str | None = None, call_id: str | None = None) -> Guarded:
         """Asks the guardrails there, one after another. For those around tools, `tool` is the tool's name.
@@ -136,7 +141,7 @@ class Guardrails:
         Raises BoundaryError when one breaks that is to fail the episode.
         """
         events: list[GuardrailEvent] = []
-        for one in (one for one in self.each if one.on == on):
+        for one in self._at.get(on, ()):
             began = self.clock()
             verdict = await _verdict(one, value, tool)
             ms = (self.clock() - began) * 1000
@@ -158,7 +163,8 @@ class Guardrails:
 async def _verdict(guardrail: Guardrail, value: Any, tool: str | None) -> Verdict:
     where = f"guardrail {guardrail.name}"
     try:
-        given = (copy.deepcopy(value),) if tool is None else (copy.deepcopy(value), tool)
+        own = value if isinstance(value, str) else copy.deepcopy(value)
+        given = (own,) if tool is None else (own, tool)
         answer = await asked(guardrail.check, given, guardrail.seconds, where)
         if (wrong := _wrong(answer, guardrail.on)) is not None:
             raise BoundaryError(Failure(FailureKind.AGENT, where, wrong))

@@ -11,6 +11,7 @@ from typing import Protocol
 from uuid import uuid4
 
 from rollout.agents.rates import Rates
+from rollout.deadlines import deadline
 from rollout.trajectory import Completion, Prompt
 
 _BYTES_A_TOKEN = 4
@@ -64,7 +65,7 @@ class LocalLimiter:
         self._look()
         try:
             if not start.done():
-                async with asyncio.timeout(seconds):
+                async with deadline(seconds):
                     await start
         except (TimeoutError, asyncio.CancelledError) as error:
             self.settle(permit, 0)

@@ -25,6 +25,7 @@ import httpx
 from pydantic import Field, PositiveFloat
 
 from rollout.agents.limiter import Limiter, Permit, most_tokens, tokens_taken
+from rollout.deadlines import deadline
 from rollout.errors import RolloutError, Unavailable, describe
 from rollout.openai_wire import retry_after
 from rollout.protocols import Policy
@@ -171,14 +172,14 @@ class RetryingPolicy:
 
     async def _attempt(self, prompt: Prompt, permit: Permit, left: float) -> Completion:
         seconds = max(0.0, left if self.config.attempt_timeout is None else min(left, self.config.attempt_timeout))
-        deadline, taken = asyncio.timeout(seconds), None
+        bound, taken = deadline(seconds), None
         try:
-            async with deadline:
+            async with bound:
                 completion = await self.policy.complete(replace(prompt, seconds=seconds))
             taken = tokens_taken(prompt, completion)
             return completion
         except TimeoutError as error:
-            if deadline.expired():
+            if bound.expired():
                 raise TimeoutError(f"{self.model}: no answer within {seconds:.1f} s") from error
             raise
         finally:

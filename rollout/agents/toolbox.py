@@ -264,7 +264,7 @@ class _Batch:
         self.outputs[place] = result.content
         limit = self.box.rule_of(call.name).max_output
         content = trimmed(result.content, self.box.max_output if limit is None else limit)
-        self.results[place] = replace(result, content=content)
+        self.results[place] = result if content == result.content else replace(result, content=content)
 
 
 def _closed(one: ToolSet) -> Awaitable[None]:
