@@ -18,6 +18,7 @@ from pydantic import PositiveInt, model_validator
 from pydantic_core import PydanticCustomError
 
 from rollout.agents.section import AgentConfig
+from rollout.errors import UserError
 from rollout.sections import AnyModelConfig, OpenAIConfig, Section, VllmConfig
 
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
@@ -66,7 +67,7 @@ class ProfileConfig(Section):
     parallel_calls: bool = True
     """It makes several tool calls in a turn."""
     instructions: str = ""
-    """What programs that ask for instructions tell it first."""
+    """What programs tell it first that have no instructions of their own for a model of a catalog."""
 
     @model_validator(mode="after")
     def _can_do_what_it_does(self) -> Self:
@@ -159,13 +160,16 @@ def codex_catalog(profiles: Sequence[ModelProfile]) -> dict[str, Any]:
     """The catalog that Codex reads from the file that its `model_catalog_json` names.
 
     The form is that of `ModelsResponse` in codex-rs/protocol/src/openai_models.rs: every key that some version demands
-    is there. Instructions replace Codex's own, which it leaves out for a model of a catalog.
+    is there. Codex tells a model of a catalog the instructions that stand in it and never its own; so a profile without
+    any is refused with a UserError.
     """
+    if (bare := next((profile.name for profile in profiles if not profile.instructions), None)) is not None:
+        raise UserError(f"catalog.{bare}.instructions: missing; Codex has no others for it (see `codex debug models`)")
     return {"models": [_codex_model(profile, number) for number, profile in enumerate(profiles)]}
 
 
 def write_codex_catalog(path: Path, profiles: Sequence[ModelProfile]) -> None:
-    """Writes the catalog as JSON. Raises OSError as a file does."""
+    """Writes the catalog as JSON. Raises UserError as `codex_catalog` does, OSError as a file does."""
     path.write_text(json.dumps(codex_catalog(profiles), indent=1, ensure_ascii=False) + "\n", "utf-8")
 
 
