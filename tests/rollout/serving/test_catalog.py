@@ -98,7 +98,7 @@ def test_codex_gets_every_key_that_it_demands(tmp_path: Path) -> None:
 
 
 def test_codex_is_not_left_without_instructions() -> None:
-    with pytest.raises(UserError, match="^catalog.org/coder.instructions: missing"):
+    with pytest.raises(UserError, match=r"^catalog\.org/coder\.instructions: missing"):
         codex_catalog([profile(instructions="")])
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import pairwise
 
 import pytest
-from hypothesis import given
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rollout.load import Load
@@ -54,7 +54,7 @@ def test_load_wins_past_the_bound_and_the_group_goes_along() -> None:
     places = [routed(one, f"g-{number}", "g") for number in range(40)]
     counts = Counter(place.replica for place in places)
     assert max(counts.values()) - min(counts.values()) <= 8
-    moves = [before.replica != after.replica for before, after in zip(places, places[1:], strict=False)]
+    moves = [before.replica != after.replica for before, after in pairwise(places)]
     assert 1 <= sum(moves) < 15, "siblings stay together as far as they can"
     assert {place.why for place in places} == {Why.PLACED, Why.GROUP, Why.LOAD}
 
