@@ -1,0 +1,236 @@
+"""Which replica a model call goes to, so that it finds what was computed for it and none has too much to do.
+
+A session stays where its last turn was, for its cache. The first turns of a group share a replica, for the prompt that
+they share. Load wins over both past a bound. The place of a group is found without a table that anybody shares: of the
+two replicas that come first for it, the one with less to do (rendezvous hashing, Thaler and Ravishankar 1998; two
+choices, Mitzenmacher 2001); and the bound is that of consistent hashing with bounded loads (Mirrokni et al. 2018). So
+the groups of a replica that dies are spread over all others, and nothing else moves.
+
+`Router` is a state machine: replicas, loads, calls and the clock (seconds) go in, places come out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+import math
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Annotated
+
+from pydantic import Field, PositiveFloat, PositiveInt
+
+from rollout.load import FRESH_SECONDS, Load
+from rollout.sections import Section
+
+_MASK = 2**64 - 1
+_COUNT_SECONDS = 1.0
+"""How often all calls are counted, lest what a silent replica told counts for ever."""
+
+
+class RoutingConfig(Section):
+    """When load wins over the cache."""
+
+    crowded: Annotated[float, Field(ge=1)] = 1.25
+    """A replica is crowded that has more than this times the mean,"""
+    slack: Annotated[int, Field(ge=0)] = 2
+    """and so many more: of sessions, and takes no further ones; of calls at work, and its sessions move when they
+    come."""
+    kv_usage: Annotated[float, Field(gt=0, le=1)] = 0.95
+    """Nor does one whose KV cache is used so far while calls wait for it."""
+    max_sessions: PositiveInt = 100_000
+    """Sessions, and groups, that are remembered; those that were silent longest are forgotten first."""
+    idle_seconds: PositiveFloat = 600.0
+    """A session that was silent so long is forgotten."""
+
+
+class Why(StrEnum):
+    """Why a call goes where it goes."""
+
+    STICKS = "sticks"
+    """Its session was there."""
+    GROUP = "group"
+    """Its group began there."""
+    PLACED = "placed"
+    """It is the first of its session and its group."""
+    LOAD = "load"
+    """It would be elsewhere, were that not too crowded."""
+    LOST = "lost"
+    """Its session was on a replica that is gone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Where a call goes. Whoever took it says when it ends: `Router.ended`."""
+
+    replica: str
+    why: Why
+
+
+@dataclass(slots=True)
+class _Replica:
+    hashed: int
+    under_way: int = 0
+    """Calls that were routed here and have not ended."""
+    sessions: int = 0
+    told: Load | None = None
+    at: float = -math.inf
+    since: int = 0
+    """Calls routed here less those ended, since it told."""
+
+    def calls(self, now: float) -> int:
+        """Calls at work and waiting, those of others included where it has told of them lately."""
+        if self.told is None or now - self.at > FRESH_SECONDS:
+            return self.under_way
+        return max(self.under_way, self.told.running + self.told.waiting + self.since)
+
+    def full(self, now: float, usage: float) -> bool:
+        told = self.told
+        return told is not None and now - self.at <= FRESH_SECONDS and told.waiting > 0 and told.kv_usage >= usage
+
+
+@dataclass(slots=True)
+class _Session:
+    replica: str
+    at: float
+
+
+@dataclass(slots=True)
+class Router:
+    """See the module. What it holds is bounded by `config.max_sessions`."""
+
+    config: RoutingConfig = field(default_factory=RoutingConfig)
+    _replicas: dict[str, _Replica] = field(default_factory=dict[str, _Replica])
+    _sessions: OrderedDict[str, _Session] = field(default_factory=OrderedDict[str, _Session])
+    """Those that were silent longest come first,"""
+    _groups: OrderedDict[str, str] = field(default_factory=OrderedDict[str, str])
+    """and groups that were used longest ago."""
+    _calls: int = 0
+    """At work and waiting, on all replicas together,"""
+    _counted: float = -math.inf
+    """as of then, and those since."""
+
+    def update(self, replicas: Iterable[str]) -> None:
+        """Takes the names of all replicas that live. The sessions of others find a place at their next call."""
+        alive = set(replicas)
+        for name in self._replicas.keys() - alive:
+            del self._replicas[name]
+        for name in sorted(alive - self._replicas.keys()):
+            self._replicas[name] = _Replica(_hashed(name))
+        self._counted = -math.inf
+
+    def hear(self, loads: Mapping[str, Load], now: float) -> None:
+        """Takes in what replicas told of themselves. Who is not known is passed over."""
+        for name, load in loads.items():
+            if (replica := self._replicas.get(name)) is not None:
+                replica.told, replica.at, replica.since = load, now, 0
+        self._counted = -math.inf
+
+    def route(self, session: str, group: str | None, now: float) -> Route | None:
+        """The place of a session's next call; None while there are no replicas."""
+        if not self._replicas:
+            return None
+        self._forget(now)
+        route = self._chosen(session, group, now)
+        self._keep(session, route.replica, now)
+        replica = self._replicas[route.replica]
+        replica.under_way += 1
+        replica.since += 1
+        self._calls += 1
+        return route
+
+    def ended(self, route: Route) -> None:
+        """The call has ended, however."""
+        if (replica := self._replicas.get(route.replica)) is not None and replica.under_way:
+            replica.under_way -= 1
+            replica.since -= 1
+            self._calls -= 1
+
+    def close(self, session: str) -> None:
+        """No call of the session follows. Nothing for one that is not known."""
+        if (known := self._sessions.pop(session, None)) is not None:
+            self._left(known)
+
+    def __len__(self) -> int:
+        """Sessions that are remembered."""
+        return len(self._sessions)
+
+    def _chosen(self, session: str, group: str | None, now: float) -> Route:
+        known = self._sessions.get(session)
+        if known is not None and known.replica in self._replicas:
+            return self._unless_crowded(Route(known.replica, Why.STICKS), now)
+        why = Why.PLACED if known is None else Why.LOST
+        home = self._groups.get(group) if group is not None else None
+        if home is None or home not in self._replicas:
+            home = self._placed(session if group is None else group, now)
+        elif known is None:
+            why = Why.GROUP
+        route = self._unless_crowded(Route(home, why), now)
+        if group is not None:
+            self._begun(group, route.replica)
+        return route
+
+    def _begun(self, group: str, replica: str) -> None:
+        self._groups[group] = replica
+        self._groups.move_to_end(group)
+        if len(self._groups) > self.config.max_sessions:
+            self._groups.popitem(last=False)
+
+    def _placed(self, key: str, now: float) -> str:
+        """The emptier one of the two replicas that come first for the key."""
+        number = _hashed(key)
+        two = heapq.nsmallest(2, self._replicas, key=lambda name: _mixed(number ^ self._replicas[name].hashed))
+        return min(two, key=lambda name: self._busy(self._replicas[name], now))
+
+    def _unless_crowded(self, route: Route, now: float) -> Route:
+        """The replica with least to do instead, where the route's own is crowded and that is not."""
+        if not self._crowded(self._replicas[route.replica], route.why, now):
+            return route
+        name = min(self._replicas, key=lambda one: self._busy(self._replicas[one], now))
+        if name == route.replica or self._crowded(self._replicas[name], route.why, now):
+            return route
+        return Route(name, Why.LOAD)
+
+    def _busy(self, replica: _Replica, now: float) -> tuple[bool, int, int]:
+        """Sessions that are in their tools come back: they count as much as those at work."""
+        calls = replica.calls(now)
+        return replica.full(now, self.config.kv_usage), calls + replica.sessions, replica.hashed
+
+    def _crowded(self, replica: _Replica, why: Why, now: float) -> bool:
+        """For a session that is there, by the calls at work now; for one that comes, by the sessions that it has."""
+        if now - self._counted > _COUNT_SECONDS:
+            self._calls, self._counted = sum(one.calls(now) for one in self._replicas.values()), now
+        sticks = why is Why.STICKS
+        here, all_of_them = (replica.calls(now), self._calls) if sticks else (replica.sessions, len(self._sessions))
+        bound = self.config.crowded * all_of_them / len(self._replicas) + self.config.slack
+        return here > bound or replica.full(now, self.config.kv_usage)
+
+    def _keep(self, session: str, replica: str, now: float) -> None:
+        if (known := self._sessions.get(session)) is not None:
+            self._left(known)
+        self._sessions[session] = _Session(replica, now)
+        self._sessions.move_to_end(session)
+        self._replicas[replica].sessions += 1
+        if len(self._sessions) > self.config.max_sessions:
+            self._left(self._sessions.popitem(last=False)[1])
+
+    def _forget(self, now: float) -> None:
+        while self._sessions and now - next(iter(self._sessions.values())).at > self.config.idle_seconds:
+            self._left(self._sessions.popitem(last=False)[1])
+
+    def _left(self, session: _Session) -> None:
+        if (replica := self._replicas.get(session.replica)) is not None:
+            replica.sessions -= 1
+
+
+def _hashed(name: str) -> int:
+    return int.from_bytes(hashlib.blake2b(name.encode("utf-8", "replace"), digest_size=8).digest(), "big")
+
+
+def _mixed(number: int) -> int:
+    """Every bit of a 64-bit number depends on all of them (the finalizer of SplitMix64, Steele et al. 2014)."""
+    number = ((number ^ number >> 30) * 0xBF58476D1CE4E5B9) & _MASK
+    number = ((number ^ number >> 27) * 0x94D049BB133111EB) & _MASK
+    return number ^ number >> 31
