@@ -55,7 +55,7 @@ def said(blocks: list[Block], where: str) -> Message:
 
 
 def heard(blocks: list[Block], where: str, model: str) -> list[Message]:
-    """What a user message tells: results are messages of their own, in the order in which they stand. Raises Refused."""
+    """What a user message tells: results are messages of their own, in the order they stand. Raises Refused."""
     told: list[Message] = []
     texts: list[str] = []
 

@@ -242,8 +242,8 @@ def whole(asked: Asked, heading: Heading, reply: Whole) -> dict[str, Any]:
     said = reply.message
     message: dict[str, Any] = {"role": "assistant", "content": said["content"] or None, "refusal": None}
     for key in ("reasoning_content", "reasoning_segments", "tool_calls"):
-        if key in said:
-            message[key] = said[key]
+        if (value := said.get(key)) is not None:
+            message[key] = value
     reason = finish_reason(reply.finished.reason, bool(reply.calls))
     return {
         "id": heading.id,

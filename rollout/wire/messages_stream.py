@@ -99,7 +99,7 @@ class MessagesStream:
                 return b""
 
     def _begin(self, tokens: Usage) -> bytes:
-        message = {
+        message: dict[str, Any] = {
             "id": self._heading.id,
             "type": "message",
             "role": "assistant",

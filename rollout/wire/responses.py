@@ -248,7 +248,7 @@ def item(asked: Asked, heading: Heading, at: int, part: Part, status: str) -> di
             shown["encrypted_content"] = sealed(part.text)
         return {**shown, "status": status}
     if part.kind == "content":
-        text = {"type": "output_text", "text": part.text, "annotations": [], "logprobs": []}
+        text: dict[str, Any] = {"type": "output_text", "text": part.text, "annotations": [], "logprobs": []}
         return {
             "id": f"msg_{heading.id}_{at}",
             "type": "message",

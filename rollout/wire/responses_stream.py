@@ -157,7 +157,7 @@ class ResponsesStream:
             done = self._event("response.function_call_arguments.done", data)
         else:
             kind = _DELTAS[self._kind].removesuffix("delta") + "done"
-            logprobs = {"logprobs": []} if self._kind == "content" else {}
+            logprobs: dict[str, Any] = {"logprobs": []} if self._kind == "content" else {}
             done = self._event(kind, {**place, "text": text, **logprobs})
             done += self._event("response.content_part.done", {**place, "part": {**_PARTS[self._kind], "text": text}})
         shown = self._item(text, status)
