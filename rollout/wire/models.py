@@ -1,0 +1,86 @@
+"""The models that are served, as both vendors' clients ask for them. Names may hold slashes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+from urllib.parse import unquote
+
+from rollout.wire.errors import invalid, no_such_model
+
+MOST = 1000
+"""Models on a page at most, as Anthropic has it."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelProfile:
+    """What a client may know of a model. Sizes are tokens, `created` is Unix seconds."""
+
+    name: str
+    context: int
+    """Prompt and completion together."""
+    max_output: int
+    created: int = 0
+    display_name: str | None = None
+    owner: str = "rollout"
+
+    def openai(self) -> dict[str, Any]:
+        """In OpenAI's form, with the sizes under the names that agents and vLLM's clients look for."""
+        return {
+            "id": self.name,
+            "object": "model",
+            "created": self.created,
+            "owned_by": self.owner,
+            "context_window": self.context,
+            "max_output_tokens": self.max_output,
+            "max_model_len": self.context,
+        }
+
+    def anthropic(self) -> dict[str, Any]:
+        """In Anthropic's form."""
+        return {
+            "id": self.name,
+            "type": "model",
+            "display_name": self.display_name or self.name,
+            "created_at": datetime.fromtimestamp(self.created, UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            "lifecycle": "active",
+            "max_input_tokens": self.context,
+            "max_tokens": self.max_output,
+        }
+
+
+def find(profiles: Sequence[ModelProfile], path: str) -> ModelProfile:
+    """The model that the rest of a path names, slashes escaped or not. Raises Refused."""
+    name = unquote(path).strip("/")
+    for profile in profiles:
+        if profile.name == name:
+            return profile
+    raise no_such_model(name)
+
+
+def openai_list(profiles: Sequence[ModelProfile]) -> dict[str, Any]:
+    """All models, in OpenAI's form."""
+    return {"object": "list", "data": [profile.openai() for profile in profiles]}
+
+
+def anthropic_list(
+    profiles: Sequence[ModelProfile], limit: int = 20, after: str | None = None, before: str | None = None
+) -> dict[str, Any]:
+    """A page of models in Anthropic's form: those after, or before, the one named. Raises Refused."""
+    if not 1 <= limit <= MOST:
+        raise invalid("limit", f"expected 1 to {MOST}, got {limit}")
+    names = [profile.name for profile in profiles]
+    for param, name in (("after_id", after), ("before_id", before)):
+        if name is not None and name not in names:
+            raise invalid(param, f"no model '{name}'")
+    start = names.index(after) + 1 if after is not None else 0
+    end = names.index(before) if before is not None else len(names)
+    if before is not None and after is None:
+        page, more = profiles[max(0, end - limit) : end], end > limit
+    else:
+        page, more = profiles[start : min(end, start + limit)], start + limit < end
+    data = [profile.anthropic() for profile in page]
+    first, last = (page[0].name, page[-1].name) if page else (None, None)
+    return {"data": data, "has_more": more, "first_id": first, "last_id": last}
