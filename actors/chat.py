@@ -75,9 +75,7 @@ async def _sessions(config: JobConfig, session: str | None) -> StoredSessions | 
     """Where the job keeps sessions, if it does; the one that is named can be gone on with."""
     section = config.agent.sessions
     if session is not None and (section is None or section.store == "memory"):
-        raise UserError(
-            "--session: the job keeps no sessions; expected agent.sessions with store json or sqlite, a path"
-        )
+        raise UserError("--session: the job keeps no sessions; expected agent.sessions on a disk: store json, sqlite")
     if section is None:
         return None
     sessions = await open_sessions(section, config.agent.name)

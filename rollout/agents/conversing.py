@@ -125,8 +125,8 @@ class Conversing:
         await self._open.hear(messages)
 
     async def _keep_state(self, turn: int) -> None:
-        for key, value in (await self._open.keep_state()).items():
-            self._events.append(Event(turn, "state", key, {"value": value}))
+        for key, detail in (await self._open.keep_state()).items():
+            self._events.append(Event(turn, "state", key, detail))
 
     async def _sum_up(self) -> None:
         """Writes down what was used since the last answer."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -67,8 +67,8 @@ class OpenSession:
             if message["role"] not in _SILENT:
                 await self._add(lambda at, message=message: said(message, at))
 
-    async def keep_state(self) -> dict[str, Json]:
-        """Writes down what of the state has changed; the changes, None for a key that is gone.
+    async def keep_state(self) -> dict[str, Mapping[str, Json]]:
+        """Writes down what of the state has changed; by key {value}, or nothing for one that is gone.
 
         Raises BoundaryError of kind agent for a state that is no JSON, and as `hear` does.
         """
@@ -76,11 +76,13 @@ class OpenSession:
             now = {key: _text(checked_json(value, f"session.state.{key}")) for key, value in self.state.items()}
         except UserError as error:
             raise BoundaryError(Failure(FailureKind.AGENT, f"session {self.id}", str(error))) from error
-        changed: dict[str, Json] = {key: json.loads(text) for key, text in now.items() if self._kept.get(key) != text}
-        for key, value in changed.items():
-            await self._add(lambda at, key=key, value=value: state_set(key, value, at))
-        for key in self._kept.keys() - now.keys():
-            changed[key] = None
+        changed: dict[str, Mapping[str, Json]] = {}
+        for key, text in now.items():
+            if self._kept.get(key) != text:
+                changed[key] = {"value": json.loads(text)}
+                await self._add(lambda at, key=key, value=changed[key]["value"]: state_set(key, value, at))
+        for key in [key for key in self._kept if key not in now]:
+            changed[key] = {}
             await self._add(lambda at, key=key: state_removed(key, at))
         self._kept = now
         return changed

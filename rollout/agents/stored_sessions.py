@@ -48,6 +48,8 @@ class StoredSessions:
         base = OpenSession(own, self.app, self.config.user, seconds=self.config.seconds)
         try:
             async with boundary(FailureKind.SEED, "session", 3 * self.config.seconds):
+                if self.config.keep_rollouts:  # a run that was resumed counts its attempts anew
+                    await self.store.delete(own)
                 if (name := lease.task.data.get(self.config.task_key)) is not None:
                     base = self._opened(await self._there(name))
         except UserError as error:  # one task's, not the job's

@@ -173,6 +173,7 @@ async def test_rollouts_are_kept_as_sessions_of_their_own_where_the_job_says_so(
     lines = (call("remember", name="Ann"), "You are Ann.")
     await asyncio.gather(*(play(loaded, *lines, sample_index=sample) for sample in range(3)))
     again = await play(loaded, *lines, attempt=2)
+    await play(loaded, *lines, attempt=1)  # as a run that was resumed does
     assert [header.id for header in sorted(await store.headers(), key=lambda header: header.id)] == [
         "run-0-0.1",
         "run-0-0.2",
@@ -186,7 +187,7 @@ async def test_rollouts_are_kept_as_sessions_of_their_own_where_the_job_says_so(
     assert kept.state == {"mood": "fine", "names": ["Ann"]}
     (turn,) = kept.turns
     assert (turn.input, turn.output, turn.model_calls, turn.model) == ("Who am I?", "You are Ann.", 2, "scripted")
-    assert [tool.name for tool in turn.tools] == ["remember"]
+    assert [tool.name for tool in turn.tools] == ["remember"] and turn.cost is not None
     on = await play(loaded, "Still Ann.", of=task("run-0-1.1"), run_id="next")
     assert texts(on.messages)[-3:] == ["You are Ann.", "Who am I?", "Still Ann."], "another job goes on from there"
 
@@ -238,12 +239,10 @@ async def test_a_file_that_holds_something_else_costs_its_own_episode(tmp_path: 
 async def test_a_store_that_takes_nothing_any_more_fails_the_episode(tmp_path: Path) -> None:
     section = place_of("sqlite", tmp_path) | {"keep_rollouts": True}
     loaded = await agent(tmp_path, section)
-    store = loaded.sessions.store if loaded.sessions is not None else None
-    assert store is not None
-    await store.append("run-0-0.1", 0, opened("x", "y", 1.0))  # somebody else has that id already
+    (tmp_path / "kept").write_bytes(b"no database, and long enough to be taken for one" * 40)
     played = await play(loaded, "Ann.", of=task(None))
-    assert played.failure is not None and played.failure.kind is FailureKind.AGENT
-    assert "conversation run-0-0.1 has 1 events: number 0 is not the next" in played.failure.message
+    assert played.failure is not None and played.failure.kind is FailureKind.SEED
+    assert "DatabaseError" in played.failure.message
 
 
 @pytest.mark.parametrize(
