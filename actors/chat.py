@@ -31,7 +31,7 @@ from rollout.database import opened
 from rollout.dataset import Committer, write_file
 from rollout.episode import Setting, run_episode
 from rollout.episode_view import visible
-from rollout.errors import UserError
+from rollout.errors import BoundaryError, RolloutError, UserError
 from rollout.resource import Resource
 from rollout.rows import to_table
 from rollout.run_folder import Run, check_folder, create_or_resume, locked, read_run
@@ -102,6 +102,8 @@ class Chat:
         self._leaves = False
         self._name, self._model = config.agent.name, Names.of(config).model
         self._price: Price | None = None
+        self._asked = False
+        """The conversation came so far that somebody was to speak."""
 
     async def go_on(self, resources: Mapping[str, Resource]) -> None:
         """Starts what the job has its agent work with, and talks."""
@@ -127,6 +129,8 @@ class Chat:
             if played.turns:
                 number += 1
                 await threaded(partial(_write, committer, played), DISK_SECONDS, "disk")
+            if played.failure is not None and not self._asked:  # nor will the next one come so far
+                raise RolloutError(str(BoundaryError(played.failure)))
             if played.turns or played.failure is not None:
                 self._ended(played)
 
@@ -137,7 +141,7 @@ class Chat:
         if self._id is None:
             self._id = new_id()[:12]
         session = await self._sessions.named(self._id)
-        there = f"goes on behind {session.number} events" if session.number else "begins"
+        there = f"goes on behind {len(session.history)} messages" if session.number else "begins"
         self._console.print(f"[dim]session {session.id} {there}[/]")
         for message in () if anew else session.history[-_LAST_SAID:]:
             if message["content"]:
@@ -153,7 +157,7 @@ class Chat:
         whoever could not answer a moment ago is not asked the same at once."""
         priced = setting.priced
         self._price = None if priced is None else lambda turn, prompt: priced((turn,))
-        waits = session is not None and session.waits and not anew
+        self._asked = waits = session is not None and session.waits and not anew
 
         def conduct(agent: Agent, lease: Lease) -> Chatting:
             inner = setting.conduct(agent, lease)
@@ -165,6 +169,7 @@ class Chat:
 
     async def _hear(self, turns: Sequence[Turn]) -> str | None:
         """What the person types; None at the end of the conversation."""
+        self._asked = True
         while True:
             try:
                 line = (await threaded(lambda: self._console.input("[bold]you[/] "), DAY, "what you say")).strip()

@@ -76,15 +76,16 @@ class StoredSessions:
         raise AssertionError("a boundary swallows nothing")
 
     def _opened(self, found: Conversation) -> OpenSession:
+        history = taken_up(found.messages, self.config.history)
         return OpenSession(
             found.id,
             found.app,
             found.user,
-            taken_up(found.messages, self.config.history),
+            history,
             dict(found.state),
             self.store,
             found.events,
-            found.under_way and unanswered(found.messages),
+            found.under_way and unanswered(history),
             self.config.seconds,
         )
 

@@ -14,13 +14,14 @@ from click.testing import CliRunner, Result
 from rich.console import Console
 
 from actors.chat import Chat
-from resources.counter import Counter
+from resources.counter import Count, Counter
 from rollout.agents.stored_sessions import open_sessions
 from rollout.cli import main
 from rollout.conduct import plain
 from rollout.config import JobConfig, validate
 from rollout.dataset import open_table
 from rollout.episode import Setting
+from rollout.errors import ResourceDown, RolloutError
 from rollout.protocols import Policy
 from rollout.run_folder import create_or_resume
 from rollout.scripted import ScriptedPolicy
@@ -28,7 +29,7 @@ from rollout.segments import hermes
 from rollout.sessions import LocalSessions, SessionTable
 from rollout.template import BUNDLED, load_template
 from rollout.tokens import TokenLedger
-from rollout.trajectory import Agent, Completion, Limits, Prompt
+from rollout.trajectory import Agent, Completion, Limits, Prompt, Task
 
 TEMPLATE = load_template(BUNDLED)
 
@@ -52,7 +53,14 @@ class Talks:
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.config, self._monkeypatch = kept(folder), monkeypatch
 
-    async def __call__(self, session: str | None, typed: str, policy: Policy | Sequence[str], resume: bool) -> str:
+    async def __call__(
+        self,
+        session: str | None,
+        typed: str,
+        policy: Policy | Sequence[str],
+        resume: bool,
+        resource: Counter | None = None,
+    ) -> str:
         """What the person reads."""
         self._monkeypatch.setattr("sys.stdin", io.StringIO(typed))
         out = io.StringIO()
@@ -60,7 +68,7 @@ class Talks:
         assert section is not None
         run = create_or_resume(self.config, {"chat": "1"}, resume, False)
         sessions = await open_sessions(section, "clerk")
-        resource = Counter(count=1, target=2)
+        resource = resource or Counter(count=1, target=2)
         setting = Setting(
             agent=Agent("clerk"),
             policy=ScriptedPolicy(TEMPLATE, policy) if isinstance(policy, Sequence) else policy,
@@ -90,9 +98,10 @@ async def test_a_later_chat_goes_on_in_its_session_and_in_its_run(talks: Talks) 
     first = await talks("ann", "I am Ann.\n/trace\n/reset\nSomebody else.\n/exit\n", ["Hello."], False)
     assert "session ann begins" in first and "$0.2500" in first
     again = await talks("ann", "Who am I?\n/sessions\n", ["Ann."], True)
-    assert "session ann goes on behind 4 events" in again
+    assert "session ann goes on behind 2 messages" in again
     assert "user: I am Ann." in again and "assistant: Hello." in again
-    listed = [line.split()[0] for line in again.splitlines() if line.endswith(" UTC")]
+    lines = again.replace("you ", "").splitlines()  # nobody ends the line that is typed
+    listed = [line.split()[0] for line in lines if line.endswith(" UTC")]
     assert listed[0] == "ann" and len(listed) == 2, "the last that was spoken in comes first"
     rows = talks.rows()
     assert [row["sample_index"] for row in rows] == [0, 1, 2]
@@ -106,7 +115,7 @@ async def test_a_chat_that_was_given_no_id_says_which_it_has(talks: Talks) -> No
     (id,) = [line.split()[1] for line in said.splitlines() if line.startswith("session ")]
     assert len(id) == 12
     again = await talks(id, "", ["Never asked."], True)
-    assert f"session {id} goes on behind 4 events" in again and len(talks.rows()) == 1
+    assert f"session {id} goes on behind 2 messages" in again and len(talks.rows()) == 1
 
 
 class Breaks:
@@ -150,6 +159,17 @@ async def test_two_chats_in_one_session_are_told_in_a_line(talks: Talks, tmp_pat
     assert line.startswith("Conflict: conversation ann has 3 events: number 2 is not the next, it has gone on ")
     last = talks.rows()[-1]
     assert [message["content"] for message in last["messages"]][-4:] == ["One.", "Me first.", "Two.", "Hello."]
+
+
+async def test_an_environment_that_cannot_be_had_ends_the_chat_in_a_line(talks: Talks) -> None:
+    class Down(Counter):
+        """Has no session for anybody."""
+
+        async def seed_session(self, task: Task, seed: int) -> Count:
+            raise ResourceDown("no room")
+
+    with pytest.raises(RolloutError, match="seed at counter: ResourceDown: no room"):
+        await talks("ann", "One.\n", ["Hello."], False, Down(count=1, target=2))
 
 
 def invoked(folder: Path, config: dict[str, Any], *arguments: str) -> Result:
