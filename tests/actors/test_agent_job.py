@@ -145,12 +145,12 @@ def test_a_person_comes_back_to_a_session_and_a_job_begins_with_it(jobs: Jobs) -
         assert done.returncode == 0, done.stderr
         assert expected in done.stdout
     first, second = sorted(rows(jobs.folder / "talk"), key=lambda row: row["sample_index"])
-    assert (len(first["messages"]), len(second["messages"])) == (3, 5)
+    assert (len(first["messages"]), len(second["messages"])) == (2, 4)
     tasks = jobs.folder / "tasks.jsonl"
     tasks.write_text(json.dumps({"id": "a", "prompt": "And now?", "data": {"target": 2, "session": "ann"}}) + "\n")
     run = jobs.finish("run", f"tasks.path={tasks}", "run.samples_per_task=3", conf=file)
     for row in rows(run.folder):
-        assert [message["content"] for message in row["messages"]][1:] == [
+        assert [message["content"] for message in row["messages"]] == [
             *("I am Ann.", "Hello Ann.", "Who am I?", "Hello Ann."),
             *("And now?", "Hello Ann."),
         ]
