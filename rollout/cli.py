@@ -122,13 +122,15 @@ def _typed_as() -> str:
 @click.argument("conf")
 @_overrides
 @click.option("--address", help="Ray cluster to join; RAY_ADDRESS or a local one otherwise.")
+@click.option("--session", metavar="ID", help="Go on in this session of agent.sessions, or begin it.")
+@click.option("--force", is_flag=True, help="Go on in run.dir although configuration or code differ; it records it.")
 @_plainly
-def chat(conf: str, overrides: tuple[str, ...], address: str | None) -> None:
+def chat(conf: str, overrides: tuple[str, ...], address: str | None, session: str | None, force: bool) -> None:
     """Talks with the agent of the job CONF, in the terminal; conversations are rows like any others."""
     config = load(find_conf(conf), overrides)
     from actors.chat import chat as chat_with
 
-    chat_with(config, address)
+    chat_with(config, address, session, force)
 
 
 @main.command()
@@ -150,13 +152,14 @@ def submit(conf: str, overrides: tuple[str, ...], address: str, resume: bool, no
 @main.command()
 @_run
 @click.argument("episode", required=False)
+@click.option("--trace", is_flag=True, help="What EPISODE took: calls, tokens, cost, agents, children.")
 @_score
 @_plainly
-def show(run: str, episode: str | None, score: str | None) -> None:
+def show(run: str, episode: str | None, trace: bool, score: str | None) -> None:
     """Shows the episodes of RUN, or one of them in full."""
     from rollout.reading import show as show_run
 
-    show_run(run, episode, score=score)
+    show_run(run, episode, score=score, trace=trace)
 
 
 @main.command()

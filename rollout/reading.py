@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from rollout.agents.row_traces import row_trace, row_trace_view
 from rollout.database import Database, opened
 from rollout.episode_view import episode_view, status_text, visible
 from rollout.errors import UserError
@@ -24,6 +25,13 @@ SHOWN_ROWS = 50
 SHOWN_EPISODES = 20
 _SHOWN_CELL = 400
 _ORDER = "task_index, sample_index, episode_id"
+_FAMILY = f"""
+WITH RECURSIVE family AS (
+    SELECT $1 AS episode_id
+    UNION SELECT e.episode_id FROM episodes e JOIN family f ON e.parent_episode_id = f.episode_id)
+SELECT e.* FROM episodes e JOIN family USING (episode_id) ORDER BY e.started_at, {_ORDER}
+"""
+"""An episode and all that descend from it."""
 _encode = msgspec.json.Encoder(enc_hook=str, decimal_format="number").encode
 
 
@@ -66,18 +74,31 @@ def query(
             _print_table(console, columns, rows)
 
 
-def show(run: Place, episode: str | None = None, console: Console | None = None, score: str | None = None) -> None:
+def show(
+    run: Place,
+    episode: str | None = None,
+    console: Console | None = None,
+    score: str | None = None,
+    trace: bool = False,
+) -> None:
     """Prints the first episodes of a run, or all of one that is named by its id, the start of it, its end
-    (TASK-SAMPLE) or its number in the list; with a version's scores where one is named.
+    (TASK-SAMPLE) or its number in the list; with a version's scores where one is named. A `trace` is what the episode
+    and its children took, instead of what was said.
 
     Raises UserError naming the nearest when there is no such episode, and when there is no run at `run`.
     """
     console = console or Console(highlight=False)
     with opened(run, score) as database:
         if episode is None:
+            if trace:
+                raise UserError("--trace: expected an episode as well, by its number, its id or TASK-SAMPLE")
             _print_episodes(console, database)
             return
         found = _find(database, episode)
+        if trace:
+            for part in row_trace_view(row_trace(database.rows(_FAMILY, found), found)):
+                console.print(part)
+            return
         row = database.rows("SELECT * FROM episodes WHERE episode_id = ?", found)[0]
     for part in episode_view(row):
         console.print(part)

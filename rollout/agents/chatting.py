@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol, runtime_checkable
 
 from rollout.agents.replies import tool_messages
 from rollout.conduct import Acted, Conduct, Ended, Ready, Said, Sample
@@ -18,6 +19,18 @@ Hear = Callable[[Sequence[Turn]], Awaitable[str | None]]
 """What the person says next, given the turns so far; None when they have said all."""
 
 
+@runtime_checkable
+class Admits(Protocol):
+    """A conduct that has a word in what a person says."""
+
+    async def admitted(self, words: Message, turn: int) -> Message | str:
+        """What is told of a person's words, said before turn `turn`; the reason, as text, when they go no further.
+
+        Raises BoundaryError when whoever judges them breaks.
+        """
+        ...
+
+
 @dataclass(slots=True)
 class Chatting:
     """See Conduct. Tasks are not played here: the person's first words stand where the task's messages would."""
@@ -26,6 +39,8 @@ class Chatting:
     hear: Hear
     told: Callable[[str, Sequence[ToolUse]], None]
     """Hears what the agent says, and the calls that it has made."""
+    waits: bool = False
+    """What was said in an earlier chat still waits for its answer: the person is not asked first."""
     _silent: bool = False
     """The person has said nothing at all."""
 
@@ -41,10 +56,9 @@ class Chatting:
 
     async def open(self, seeded: Seeded) -> tuple[Message, ...]:
         """See Conduct."""
-        first = await self.hear(())
-        self._silent = first is None
-        said: tuple[Message, ...] = () if first is None else ({"role": "user", "content": first},)
-        return await self.inner.open(replace(seeded, messages=said))
+        first = None if self.waits else await self._heard(())
+        self._silent = first is None and not self.waits
+        return await self.inner.open(replace(seeded, messages=() if first is None else (first,)))
 
     async def prepare(
         self, ledger: Ledger, said: Sequence[Message], turns: Sequence[Turn], sample: Sample
@@ -58,12 +72,22 @@ class Chatting:
         self.told(turns[-1].text, step.uses)
         if step.stop is not StopReason.DONE or step.broken is not None:
             return step
-        answer = await self.hear((*turns[:-1], replace(turns[-1], tool_uses=step.uses)))
+        answer = await self._heard((*turns[:-1], replace(turns[-1], tool_uses=step.uses)))
         if answer is None:
             return step
         results = tool_messages(step.uses) if step.uses and not step.said else ()
-        return replace(step, stop=None, said=(*results, *step.said, {"role": "user", "content": answer}))
+        return replace(step, stop=None, said=(*results, *step.said, answer))
 
     async def end(self, stop: StopReason, failed: BoundaryError | None) -> Ended:
         """See Conduct."""
         return await self.inner.end(stop, failed)
+
+    async def _heard(self, turns: Sequence[Turn]) -> Message | None:
+        """What the person says next, as far as it is admitted: of what is not the person hears why, and goes on."""
+        while (words := await self.hear(turns)) is not None:
+            said: Message = {"role": "user", "content": words}
+            admitted = await self.inner.admitted(said, len(turns)) if isinstance(self.inner, Admits) else said
+            if not isinstance(admitted, str):
+                return admitted
+            self.told(admitted, ())
+        return None

@@ -77,6 +77,8 @@ class AgentConduct:
     _answer: Json = None
     _stop: StopReason | None = None
     """Why nothing is asked at all."""
+    _heard: bool = False
+    """Guardrails were asked of what was said before it was told."""
     _events: list[Event] = field(default_factory=list[Event])
     _untrained: set[int] = field(default_factory=set[int])
 
@@ -365,7 +367,7 @@ class AgentConduct:
     async def _admitted(self, opening: Sequence[Message]) -> tuple[Message, ...]:
         """The opening as guardrails on the input leave it. One that blocks ends the run before any model call."""
         places = [place for place, message in enumerate(opening) if message["role"] == "user"]
-        if not places:
+        if not places or self._heard:
             return tuple(opening)
         place = places[-1]
         guarded = await self._check("input", opening[place]["content"], 0)
@@ -376,9 +378,17 @@ class AgentConduct:
         changed = cast(Message, {**opening[place], "content": guarded.value})
         return (*opening[:place], changed, *opening[place + 1 :])
 
+    async def admitted(self, words: Message, turn: int) -> Message | str:
+        """See Admits. What is asked of here is not asked of again when the episode opens with it."""
+        self._heard = True
+        guarded = await self._check("input", words["content"], turn)
+        if guarded is None:
+            return words
+        return guarded.verdict.reason if isinstance(guarded.verdict, Block) else {**words, "content": guarded.value}
+
     async def _check(self, on: Any, text: str, number: int) -> Guarded | None:
         """What the guardrails there say; None where there are none."""
-        guardrails = self._role.parts.guardrails
+        guardrails = (self._roles[-1].parts if self._roles else self.parts).guardrails
         if guardrails is None or not guardrails.on(on):
             return None
         guarded = await guardrails.check(on, text)

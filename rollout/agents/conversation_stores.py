@@ -53,12 +53,24 @@ class ConversationsConfig(Section):
     """Seconds after which a conversation that nobody speaks in is deleted; kept for ever when not given."""
     seconds: Annotated[float, Field(gt=0)] = 10.0
     """What writing or reading one may take."""
+    user: Annotated[str, Field(min_length=1)] = "default"
+    """Whose the sessions are that begin here, and whose a chat may go on in."""
+    history: Annotated[int, Field(ge=0)] | None = None
+    """Messages of a session that are taken up at most, the last ones; all when not given."""
+    task_key: Annotated[str, Field(min_length=1)] = "session"
+    """Key of a task's data that names the session whose history opens the episode."""
+    keep_rollouts: bool = False
+    """Each episode of a job is kept as a session of its own too, EPISODE.ATTEMPT; else only its row has it."""
 
     @model_validator(mode="after")
     def _has_a_place(self) -> Self:
         if (self.store == "memory") != (self.path is None):
-            told = "sessions.path: " + ("missing; store {store} needs one" if self.path is None else "not for memory")
+            told = "agent.sessions.path: "
+            told += "missing; store {store} needs one" if self.path is None else "not for store memory"
             raise PydanticCustomError(WHOLE, told, {"store": self.store})
+        if self.keep_rollouts and self.store == "memory":
+            line = "agent.sessions.keep_rollouts: store memory ends with its process; expected json or sqlite"
+            raise PydanticCustomError(WHOLE, line)
         return self
 
 
@@ -234,7 +246,7 @@ def _is_next(id: str, number: int, event: Event, count: int, known: Event | None
         return True
     if known is not None and to_line(known) == to_line(event):
         return False
-    raise Conflict(f"conversation {id} has {count} events: number {number} is not the next")
+    raise Conflict(f"conversation {id} has {count} events: number {number} is not the next, it has gone on elsewhere")
 
 
 def _whole_lines(path: Path) -> list[str]:

@@ -83,6 +83,8 @@ class Conversation:
     turns: tuple[TurnSummary, ...] = ()
     events: int = 0
     """How many there are: the number of the next one."""
+    under_way: bool = False
+    """Something was said since a turn has ended last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,9 +188,11 @@ def folded(id: str, events: Iterable[Event]) -> Conversation | None:
     messages: list[Message] = []
     state: dict[str, Json] = {}
     turns: list[TurnSummary] = []
-    count = 0
+    count, under_way = 0, False
     for event in events:
         data, count = event.data, count + 1
+        if event.kind in ("message", "turn"):
+            under_way = event.kind == "message"
         if event.kind == "message":
             messages.append(cast(Message, dict(data)))
         elif event.kind == "turn":
@@ -203,7 +207,7 @@ def folded(id: str, events: Iterable[Event]) -> Conversation | None:
     if conversation is None:
         return None
     head = (conversation.app, conversation.user, conversation.created_at, conversation.updated_at)
-    return Conversation(id, *head, tuple(messages), state, tuple(turns), count)
+    return Conversation(id, *head, tuple(messages), state, tuple(turns), count, under_way)
 
 
 def to_line(event: Event) -> str:

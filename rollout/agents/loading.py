@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,6 +13,7 @@ from rollout.agents.approval import Approvals
 from rollout.agents.approval_queue import ApprovalQueue
 from rollout.agents.conduct import AgentConduct
 from rollout.agents.context import ContextConfig
+from rollout.agents.conversing import Conversing
 from rollout.agents.functions import FunctionTools
 from rollout.agents.guardrails import Guardrails
 from rollout.agents.handoffs import handoff_tools
@@ -22,10 +24,11 @@ from rollout.agents.model_settings import model_settings
 from rollout.agents.parts import Budget, Parts, Shortening, Team
 from rollout.agents.section import AgentConfig, MemberConfig
 from rollout.agents.skills import load_skills
+from rollout.agents.stored_sessions import StoredSessions, open_sessions
 from rollout.agents.tool_section import ToolConfig, rules
 from rollout.conduct import Conduct
 from rollout.errors import UserError
-from rollout.trajectory import Agent, Lease, Sampling
+from rollout.trajectory import Agent, Lease, Sampling, Turn
 
 _PATHS = re.compile(
     r"\.(ref|check|function|when|skills|skill_dirs|path|snapshot|output_schema|service|history_filter)$|\.hooks\.\w+$"
@@ -40,10 +43,16 @@ class Loaded:
     parts: Parts
     memories: list[Memories] = field(default_factory=list[Memories])
     servers: list[McpServers] = field(default_factory=list[McpServers])
+    sessions: StoredSessions | None = None
 
     def conduct(self, agent: Agent, lease: Lease) -> Conduct:
         """How the agent goes about one attempt at an episode."""
-        return AgentConduct(self.parts, lease)
+        conduct, sessions, budget = AgentConduct(self.parts, lease), self.sessions, self.parts.budget
+        if sessions is None:
+            return conduct
+        model = "" if budget is None else budget.model
+        price = None if budget is None else partial(_price, budget)
+        return Conversing(conduct, lambda: sessions.of_rollout(lease), model, price)
 
     async def close(self) -> None:
         """Closes what episodes share. Idempotent."""
@@ -101,7 +110,12 @@ async def load_agent(config: AgentConfig, around: Around) -> Loaded:
     be used."""
     found = _Found()
     parts = await _member(config, config.name, around, "agent", found)
-    return Loaded(replace(parts, budget=around.budget), found.memories, found.servers)
+    sessions = None if config.sessions is None else await open_sessions(config.sessions, config.name)
+    return Loaded(replace(parts, budget=around.budget), found.memories, found.servers, sessions)
+
+
+def _price(budget: Budget, turn: Turn, prompt: int | None) -> float | None:
+    return budget.used((turn,)).usd
 
 
 @dataclass(slots=True)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from rollout.agents.call_gates import CallGates
 from rollout.agents.instructions import Facts, SystemPrompt
+from rollout.agents.open_session import at_hand
 from rollout.agents.parts import Parts
 from rollout.agents.structured import Parsing
 from rollout.agents.toolbox import ToolBox
@@ -91,6 +92,9 @@ async def _open(parts: Parts, lease: Lease, seeded: Seeded, earlier: str | None,
     parsing = None if parts.output is None else Parsing.of(parts.output, tools)
     recalled = "" if memory is None else await memory.recalled(last_said(seeded.messages))
     facts = Facts(lease.task, parts.agent.name, datetime.now(UTC))
+    if (session := at_hand()) is not None:
+        told = {"id": session.id, "state": session.state}
+        facts = replace(facts, session=told, user={"name": session.user})
     said = seeded.instructions or ""
     if parts.instructions is not None:
         said = await parts.instructions.rendered(facts, earlier, INSTRUCTIONS_SECONDS)

@@ -9,6 +9,7 @@ from pydantic_core import PydanticCustomError
 
 from rollout.agents.approval_section import ApprovalConfig
 from rollout.agents.context import ContextConfig
+from rollout.agents.conversation_stores import ConversationsConfig
 from rollout.agents.guardrails import GuardrailConfig
 from rollout.agents.handoffs import HandoffsConfig
 from rollout.agents.hooks import HooksConfig
@@ -80,6 +81,8 @@ class AgentConfig(MemberConfig):
     name: str = "agent"
     retry: RetryConfig | None = None
     """Further attempts at model calls that failed; when not given, model.retries says how many an endpoint gets."""
+    sessions: ConversationsConfig | None = None
+    """Where conversations are kept that chats go on in and tasks begin with; nowhere when not given."""
 
     def value(self, sampling: Sampling) -> Agent:
         """What of it a plain agent is."""

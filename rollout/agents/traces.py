@@ -126,20 +126,26 @@ def trace_view(trace: Trace) -> Iterator[RenderableType]:
     cached = f" ({trace.cached_tokens:,} cached)" if trace.cached_tokens else ""
     yield Text(
         f"{len(trace.turns)} turns · {trace.model_calls} model calls · {trace.tool_calls} tool calls · "
-        f"{_count(trace.input_tokens)} in{cached} · {_count(trace.output_tokens)} out · {_money(trace.cost)} · "
+        f"{counted(trace.input_tokens)} in{cached} · {counted(trace.output_tokens)} out · {money(trace.cost)} · "
         f"{trace.seconds:.2f} s"
     )
+    yield turn_table(trace.turns)
+
+
+def turn_table(turns: Iterable[TurnSummary]) -> Table:
+    """A row a turn."""
     table = Table(box=None, header_style="dim", pad_edge=False)
     for name in ("turn", "agent", "tools", "said"):
         table.add_column(name)
     for name in ("in", "out", "cost", "seconds"):
         table.add_column(name, justify="right")
-    for number, turn in enumerate(trace.turns):
+    for number, turn in enumerate(turns):
         tools = ", ".join(f"{tool.name}{' (error)' if tool.error is not None else ''}" for tool in turn.tools)
         cells = (str(number), turn.agent, tools, _short(turn.output))
-        counts = (_count(turn.input_tokens), _count(turn.output_tokens), _money(turn.cost), f"{turn.seconds:.2f}")
+        cost = "-" if turn.cost is None else money(turn.cost)
+        counts = (counted(turn.input_tokens), counted(turn.output_tokens), cost, f"{turn.seconds:.2f}")
         table.add_row(*(Text(visible(cell)) for cell in (*cells, *counts)))
-    yield table
+    return table
 
 
 def _summary(turn: Turn, model: str, prompt: int | None, cost: float | None) -> TurnSummary:
@@ -166,11 +172,13 @@ def _total(parts: Iterable[int | None]) -> int | None:
     return sum(known) if len(known) == len(kept) else None
 
 
-def _count(value: int | None) -> str:
+def counted(value: int | None) -> str:
+    """A number as it is shown; ? where nobody knows it."""
     return "?" if value is None else f"{value:,}"
 
 
-def _money(value: float | None) -> str:
+def money(value: float | None) -> str:
+    """USD as they are shown."""
     return "no price" if value is None else f"${value:.4f}"
 
 

@@ -134,6 +134,29 @@ def test_a_person_talks_with_an_agent_and_every_conversation_is_a_row(jobs: Jobs
     assert {turn["segment"] for turn in first["turns"]} == {0}, "a conversation goes on in its segment"
 
 
+def test_a_person_comes_back_to_a_session_and_a_job_begins_with_it(jobs: Jobs) -> None:
+    place = {"store": "sqlite", "path": str(jobs.folder / "kept.db")}
+    file = conf(jobs.folder, "Hello Ann.", sessions=place)
+    command = [sys.executable, "-m", "rollout", "chat", str(file), "--session=ann", f"run.dir={jobs.folder / 'talk'}"]
+    for typed, expected in (("I am Ann.\n", "session ann begins"), ("Who am I?\n/sessions\n", "assistant: Hello Ann.")):
+        done = subprocess.run(
+            command, input=typed, env=jobs.env, capture_output=True, text=True, check=False, timeout=120
+        )
+        assert done.returncode == 0, done.stderr
+        assert expected in done.stdout
+    first, second = sorted(rows(jobs.folder / "talk"), key=lambda row: row["sample_index"])
+    assert (len(first["messages"]), len(second["messages"])) == (2, 4)
+    tasks = jobs.folder / "tasks.jsonl"
+    tasks.write_text(json.dumps({"id": "a", "prompt": "And now?", "data": {"target": 2, "session": "ann"}}) + "\n")
+    run = jobs.finish("run", f"tasks.path={tasks}", "run.samples_per_task=3", conf=file)
+    for row in rows(run.folder):
+        assert [message["content"] for message in row["messages"]] == [
+            *("I am Ann.", "Hello Ann.", "Who am I?", "Hello Ann."),
+            *("And now?", "Hello Ann."),
+        ]
+        assert [event["kind"] for event in row["events"]] == ["session"]
+
+
 def approve(jobs: Jobs, *arguments: object) -> str:
     command = [sys.executable, "-m", "rollout", "approve", *map(str, arguments)]
     return subprocess.run(command, env=jobs.env, capture_output=True, text=True, check=True, timeout=60).stdout
