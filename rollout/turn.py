@@ -19,7 +19,7 @@ class Message(TypedDict):
 
     role: str
     content: str
-    reasoning_content: NotRequired[str]
+    reasoning_content: NotRequired[str | list[str]]
     tool_calls: NotRequired[list[dict[str, Any]]]
     tool_call_id: NotRequired[str]
     name: NotRequired[str]
