@@ -6,10 +6,8 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Protocol
 
-from rollout.parsing import FORMATS, Format, as_message
+from rollout.parsing import FORMATS, Format
 from rollout.trajectory import Segment, ToolSpec
-
-__all__ = ["Parser", "as_message", "hermes", "reading"]
 
 
 class Parser(Protocol):
@@ -25,9 +23,7 @@ def reading(form: Format, in_reasoning: bool = False) -> Parser:
     return partial(_read, form, in_reasoning)
 
 
-def hermes(
-    text: str, turn: int, in_reasoning: bool = False, tools: Sequence[ToolSpec] = ()
-) -> tuple[Segment, ...]:
+def hermes(text: str, turn: int, in_reasoning: bool = False, tools: Sequence[ToolSpec] = ()) -> tuple[Segment, ...]:
     """Hermes and Qwen: `<think>...</think>`, `<tool_call>{"name":..., "arguments":{...}}</tool_call>`."""
     return FORMATS["hermes"].read(text, turn, tools, in_reasoning)
 

@@ -12,8 +12,8 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rollout.protocols import Recorded
 from rollout.parsing import as_message, segments_of
+from rollout.protocols import Recorded
 from rollout.segments import Parser
 from rollout.template import ChatTemplate
 from rollout.trajectory import Completion, Message, ToolSpec

@@ -1,9 +1,9 @@
 """Reads what a model says into ordered parts: reasoning, content, tool calls. A library: docs/parsing.md.
 
-    machine = format_named("qwen3_coder").open(tools=tools)
-    for piece in stream:
-        for event in machine.feed(piece): ...
-    for event in machine.finish(): ...
+machine = format_named("qwen3_coder").open(tools=tools)
+for piece in stream:
+    for event in machine.feed(piece): ...
+for event in machine.finish(): ...
 """
 
 from rollout.parsing.events import (

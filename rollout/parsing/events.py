@@ -166,4 +166,4 @@ def as_segments(events: Iterable[Event]) -> tuple[Segment, ...]:
             parts[event.part] = Segment("tool_call", event.text, ToolCall(event.id, name, arguments))
         elif isinstance(event, WasReasoning):
             parts[event.part] = Segment("reasoning", parts[event.part].text)
-    return tuple(parts[number] for number in sorted(parts))
+    return tuple(parts.values())

@@ -16,7 +16,7 @@ from rollout.parsing.json_calls import EnvelopeCall, NamedCall
 from rollout.parsing.markers import Head, letters, pattern_of
 from rollout.parsing.pythonic import PythonicCalls
 from rollout.parsing.tagged_call import ArgumentTags, TaggedCall
-from rollout.parsing.tags import ReasoningTags, TagMachine, ToolTags
+from rollout.parsing.tags import ReasoningTags, TagGrammar, TagMachine, ToolTags
 from rollout.turn import Segment, ToolSpec
 
 
@@ -118,27 +118,18 @@ TOOLS: Mapping[str, ToolTags] = {
         kept=("<function=",),
     ),
     "glm": ToolTags(("<tool_call>",), ("</tool_call>",), partial(_tagged, GLM_ARGUMENTS)),
-    "deepseek_v3": ToolTags(
-        ("<｜tool▁call▁begin｜>",), _DEEPSEEK_OTHERS, partial(_deepseek, _V3_HEAD, "```")
-    ),
+    "deepseek_v3": ToolTags(("<｜tool▁call▁begin｜>",), _DEEPSEEK_OTHERS, partial(_deepseek, _V3_HEAD, "```")),
     "deepseek_v31": ToolTags(("<｜tool▁call▁begin｜>",), _DEEPSEEK_OTHERS, partial(_deepseek, _V31_HEAD, "")),
     "llama_json": ToolTags(("<|python_tag|>",), _LLAMA_ENDS, _llama, bare=_JSON_HEADS, between=" \t\r\n;"),
-    "llama_pythonic": ToolTags(
-        ("<|python_start|>",), ("<|python_end|>", *_LLAMA_ENDS), _pythonic, bare=(_LIST_HEAD,)
-    ),
+    "llama_pythonic": ToolTags(("<|python_start|>",), ("<|python_end|>", *_LLAMA_ENDS), _pythonic, bare=(_LIST_HEAD,)),
 }
 """Tool components by name; DeepSeek R1 writes calls as V3 does."""
 
 
 def tagged(name: str, reasoning: ReasoningTags | None, calls: ToolTags | None) -> Format:
     """A format of one reasoning and one tool component; None reads no reasoning, or no calls."""
-    markers = (reasoning.open, reasoning.close) if reasoning else ()
-    markers += (*calls.opens, *calls.others) if calls else ()
-
-    def machine(turn: int, tools: Sequence[ToolSpec], in_reasoning: bool) -> Machine:
-        return TagMachine(reasoning, calls, turn, tools, in_reasoning)
-
-    return Format(name, machine, markers)
+    grammar = TagGrammar.of(reasoning, calls)
+    return Format(name, partial(TagMachine, grammar), grammar.markers)
 
 
 FORMATS: Mapping[str, Format] = {

@@ -26,9 +26,7 @@ _THINK = ReasoningTags("<think>", "</think>")
 _LISTS = re.compile(r"reasoning_content\s+is\s+(?:not\s+)?(?:sequence|iterable)|\bin\s+\w+\.reasoning_content\b")
 
 
-def as_message(
-    segments: Sequence[Segment], form: ReasoningForm = "text", tags: ReasoningTags = _THINK
-) -> Message:
+def as_message(segments: Sequence[Segment], form: ReasoningForm = "text", tags: ReasoningTags = _THINK) -> Message:
     """A completion as a chat message in OpenAI's shape.
 
     Contents are joined by line breaks. Where reasoning stands between calls, `list` alone keeps the order.

@@ -6,12 +6,14 @@ It reads just enough to tell that; whether a value is JSON is for `json` to say 
 from __future__ import annotations
 
 import json
+import math
 import re
 from typing import Any, cast
 
 _OUTSIDE = re.compile(r'"[^"\\\x00-\x1f]*"|["{}\[\]<]')
 _INSIDE = re.compile(r'[^"\\\x00-\x1f]*')
 _SCALAR = re.compile(r"[^,}\]\s<]*")
+_BLANKS = frozenset(" \t\n\r")
 _BLANK = re.compile(r"[ \t\n\r]*")
 _KEY = re.compile(r'"([^"\\\x00-\x1f]*(?:\\[^\x00-\x1f][^"\\\x00-\x1f]*)*)"')
 
@@ -81,7 +83,7 @@ class JsonValue:
 
 def skip_blanks(text: str, at: int) -> int:
     """The first place from `at` on that JSON does not take for a blank."""
-    return _run_end(_BLANK, text, at)
+    return _run_end(_BLANK, text, at) if text[at : at + 1] in _BLANKS else at
 
 
 def key_at(text: str, at: int) -> tuple[str, int] | None:
@@ -91,7 +93,8 @@ def key_at(text: str, at: int) -> tuple[str, int] | None:
     """
     found = _KEY.match(text, at)
     if found is not None:
-        return json.loads(found.group()), found.end()
+        inside = found[1]
+        return (json.loads(found[0]) if "\\" in inside else inside), found.end()
     if re.search(r"[\x00-\x1f]", text[at:]):
         raise ValueError("a string that was not closed")
     return None
@@ -104,19 +107,33 @@ def object_of(text: str) -> dict[str, Any]:
     could hold.
     """
     try:
-        value: Any = json.loads(text)
+        value: Any = _STRICT.decode(text)
+        text.encode()
+        if "\\u" in text:
+            json.dumps(value, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:
         raise ValueError(f"not JSON: {error.msg} at character {error.pos}") from None
-    except (ValueError, RecursionError):
-        raise ValueError("not JSON that can be read") from None
+    except UnicodeEncodeError:
+        raise ValueError("half a surrogate pair is no character") from None
+    except RecursionError:
+        raise ValueError("not JSON that can be read: it is nested too deep") from None
     if not isinstance(value, dict):
         raise ValueError("not a JSON object")
-    entries = cast(dict[str, Any], value)
-    try:
-        json.dumps(entries, ensure_ascii=False, allow_nan=False).encode()
-    except (ValueError, RecursionError):
-        raise ValueError("a number or a character that JSON does not have") from None
-    return entries
+    return cast(dict[str, Any], value)
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"a number that is too large: {text[:20]}")
+    return value
+
+
+def _refused(text: str) -> float:
+    raise ValueError(f"JSON has no {text}")
+
+
+_STRICT = json.JSONDecoder(parse_float=_finite, parse_constant=_refused)
 
 
 def _run_end(run: re.Pattern[str], text: str, at: int) -> int:

@@ -127,16 +127,15 @@ def _read(text: str) -> tuple[str, str]:
     """Name and JSON arguments of one call. Raises ValueError that says what is wrong with it."""
     try:
         call = ast.parse(text.strip(), mode="eval").body
-        if not isinstance(call, ast.Call):
-            raise ValueError("not a call")
-        if call.args or any(word.arg is None for word in call.keywords):
-            raise ValueError("its arguments need names")
-        arguments = {str(word.arg): _value(word.value) for word in call.keywords}
-        written = json.dumps(arguments, ensure_ascii=False, allow_nan=False)
-        written.encode()
-        return ast.unparse(call.func), written
-    except (SyntaxError, RecursionError, MemoryError, TypeError, UnicodeError):
+        named = isinstance(call, ast.Call) and not call.args and all(word.arg is not None for word in call.keywords)
+        if isinstance(call, ast.Call) and named:
+            arguments = {str(word.arg): _value(word.value) for word in call.keywords}
+            written = json.dumps(arguments, ensure_ascii=False, allow_nan=False)
+            written.encode()
+            return ast.unparse(call.func), written
+    except (SyntaxError, RecursionError, MemoryError, TypeError, ValueError):
         raise ValueError("not a call whose arguments are plain values") from None
+    raise ValueError("its arguments need names")
 
 
 def _value(node: ast.expr) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -218,7 +217,9 @@ def _written(text: str, schema: Mapping[str, Json]) -> str:
 def _types(schema: Mapping[str, Json]) -> set[str]:
     """JSON types that a schema allows; none where it does not say."""
     named = schema.get("type")
-    found = {named} if isinstance(named, str) else set(cast(list[str], named)) if isinstance(named, list) else set[str]()
+    found = (
+        {named} if isinstance(named, str) else set(cast(list[str], named)) if isinstance(named, list) else set[str]()
+    )
     for choice in (*schema.get("anyOf", ()), *schema.get("oneOf", ())):
         found |= _types(_mapping(choice))
     for value in schema.get("enum", ()) if not found else ():

@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Protocol
 
 from rollout.parsing.events import Event, Parts, Said
@@ -58,27 +57,38 @@ class ToolTags:
     """Characters that may stand before a bare call."""
 
 
+@dataclass(frozen=True, slots=True)
+class TagGrammar:
+    """One reasoning and one tool component; None reads no reasoning, or no calls."""
+
+    reasoning: ReasoningTags | None
+    calls: ToolTags | None
+    markers: tuple[str, ...]
+    """All that mean something outside of calls."""
+    pattern: re.Pattern[str]
+
+    @staticmethod
+    def of(reasoning: ReasoningTags | None, calls: ToolTags | None) -> TagGrammar:
+        """The two together."""
+        markers = (reasoning.open, reasoning.close) if reasoning else ()
+        markers += (*calls.opens, *calls.others) if calls else ()
+        return TagGrammar(reasoning, calls, markers, pattern_of(markers))
+
+
 class TagMachine:
     """One completion. Text in, events out; any chunking of a text gives the same parts."""
 
-    def __init__(
-        self,
-        reasoning: ReasoningTags | None,
-        calls: ToolTags | None,
-        turn: int,
-        tools: Sequence[ToolSpec],
-        in_reasoning: bool,
-    ) -> None:
+    def __init__(self, grammar: TagGrammar, turn: int, tools: Sequence[ToolSpec], in_reasoning: bool) -> None:
         self._parts = Parts(turn)
-        self._reasoning = reasoning
-        self._calls = calls
+        self._reasoning = reasoning = grammar.reasoning
+        self._calls = calls = grammar.calls
+        self._markers, self._pattern = grammar.markers, grammar.pattern
         self._tools = tools
         self._kind: Said = "reasoning" if in_reasoning and reasoning else "content"
         self._rest = ""
         self._reader: Reader | None = None
         self._fresh = calls is not None and bool(calls.bare)
         """A call may begin here without a marker."""
-        self._markers, self._pattern = _markers(reasoning, calls)
 
     def feed(self, text: str) -> tuple[Event, ...]:
         """What `text` adds."""
@@ -121,10 +131,12 @@ class TagMachine:
         found = self._pattern.search(self._rest)
         if found is None:
             cut = held_back(self._rest, self._markers)
-            self._parts.say(self._kind, self._rest[:cut])
-            self._rest = self._rest[cut:]
+            if cut:
+                self._parts.say(self._kind, self._rest[:cut])
+                self._rest = self._rest[cut:]
             return False
-        self._parts.say(self._kind, self._rest[: found.start()])
+        if found.start():
+            self._parts.say(self._kind, self._rest[: found.start()])
         self._rest = self._rest[found.end() :]
         self._mark(found.group())
         return True
@@ -147,11 +159,3 @@ class TagMachine:
 
     def _refresh(self) -> None:
         self._fresh = self._calls is not None and bool(self._calls.bare)
-
-
-@cache
-def _markers(reasoning: ReasoningTags | None, calls: ToolTags | None) -> tuple[tuple[str, ...], re.Pattern[str]]:
-    """All markers that mean something outside of calls, and what finds them."""
-    found = (reasoning.open, reasoning.close) if reasoning else ()
-    found += (*calls.opens, *calls.others) if calls else ()
-    return found, pattern_of(found)
