@@ -16,8 +16,8 @@ from rollout.parsing.tags import ReasoningTags
 from rollout.turn import Message, Segment, ToolCall
 
 Keep = Literal["keep", "drop_before_last_user", "drop_all"]
-"""Which reasoning of earlier turns a prompt shows: all of it, that since the last message of a user (answers of tools are
-none), or no reasoning."""
+"""Which reasoning of earlier turns a prompt shows: all of it, that since the last message of a user (answers of tools
+are none), or no reasoning."""
 
 ReasoningForm = Literal["text", "list", "inline"]
 """`reasoning_content` as one text, as a list in the order of the calls, or between tags in `content`."""

@@ -33,8 +33,11 @@ class JsonValue:
         self._quoted = False
 
     def advance(self, text: str, at: int) -> int:
-        """Reads `text` from `at`, which is no blank at the beginning. Gives where it stopped: behind the value, at what broke it, or where more is needed;
-        what stands before that place is never looked at again."""
+        """Reads `text` from `at`, which is no blank at the beginning.
+
+        Gives where it stopped: behind the value, at what broke it, or where more is needed. What stands before that
+        place is never looked at again.
+        """
         size = len(text)
         if not self.begun and at < size:
             self.begun = True

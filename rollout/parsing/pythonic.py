@@ -56,26 +56,29 @@ class PythonicCalls:
             self._at = len(text)
             return None
         token, self._at = found.group(), found.end()
-        if token == "\\" and self._quote:
-            if self._at == len(text):
-                self._at -= 1
-                return None
-            self._at += 1
-        elif self._quote:
-            if token == "\n":
-                return self._lose()
-            self._quote = ""
-        elif token in "'\"":
+        if self._quote:
+            return self._in_quotes(token)
+        if token in "'\"":
             self._quote = token
-        elif token in "([{":
-            self._depth += 1
-        elif token in ")]}":
-            self._depth -= 1
-            if self._depth == 0 and token == ")":
-                self._call(text[self._begins : self._at])
-                self._begins = -1
-            elif self._depth <= 0:
-                return self._lose()
+            return -1
+        self._depth += 1 if token in "([{" else -1
+        if self._depth == 0 and token == ")":
+            self._call(text[self._begins : self._at])
+            self._begins = -1
+        elif self._depth <= 0:
+            return self._lose()
+        return -1
+
+    def _in_quotes(self, token: str) -> int | None:
+        if token == "\\" and self._at == len(self._text):
+            self._at -= 1
+            return None
+        if token == "\\":
+            self._at += 1
+        elif token == "\n":
+            return self._lose()
+        else:
+            self._quote = ""
         return -1
 
     def _between(self) -> int | None:

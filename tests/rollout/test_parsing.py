@@ -42,21 +42,21 @@ ADD = ToolSpec(
     },
 )
 ARGUMENTS = '{"amount": 1, "note": "für <b> \\"x\\""}'
-CALLS = {
-    "hermes": '<tool_call>\n{"name": "add", "arguments": %s}\n</tool_call>' % ARGUMENTS,
+_CALLS = {
+    "hermes": '<tool_call>\n{"name": "add", "arguments": %s}\n</tool_call>',
     "qwen3_coder": "<tool_call>\n<function=add>\n<parameter=amount>\n1\n</parameter>\n<parameter=note>\n"
     'für <b> "x"\n</parameter>\n</function>\n</tool_call>',
     "glm": "<tool_call>add\n<arg_key>amount</arg_key>\n<arg_value>1</arg_value>\n<arg_key>note</arg_key>\n"
     '<arg_value>für <b> "x"</arg_value>\n</tool_call>',
     "deepseek_v3": "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>add\n```json\n%s\n```"
-    "<｜tool▁call▁end｜><｜tool▁calls▁end｜>" % ARGUMENTS,
+    "<｜tool▁call▁end｜><｜tool▁calls▁end｜>",
     "deepseek_v31": "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>add<｜tool▁sep｜>%s<｜tool▁call▁end｜>"
-    "<｜tool▁calls▁end｜>" % ARGUMENTS,
-    "llama_json": '<|python_tag|>{"name": "add", "parameters": %s}' % ARGUMENTS,
+    "<｜tool▁calls▁end｜>",
+    "llama_json": '<|python_tag|>{"name": "add", "parameters": %s}',
     "llama_pythonic": """<|python_start|>[add(amount=1, note='für <b> "x"')]<|python_end|>""",
-    "harmony": "<|start|>assistant<|channel|>commentary to=functions.add <|constrain|>json<|message|>%s<|call|>"
-    % ARGUMENTS,
+    "harmony": "<|start|>assistant<|channel|>commentary to=functions.add <|constrain|>json<|message|>%s<|call|>",
 }
+CALLS = {form: text.replace("%s", ARGUMENTS) for form, text in _CALLS.items()}
 """The same call in each format."""
 
 

@@ -79,14 +79,14 @@ def read(form: str, pieces: Sequence[str], in_reasoning: bool = False) -> list[E
     joined: list[Event] = []
     for event in (*events, *machine.finish()):
         last = joined[-1] if joined else None
-        if isinstance(event, ReasoningDelta | ContentDelta | ArgumentsDelta) and type(last) is type(event):
-            if last.part == event.part:
-                joined[-1] = replace(event, text=last.text + event.text)
-                continue
-        joined.append(event)
+        if isinstance(last, DELTAS) and isinstance(event, type(last)) and last.part == event.part:
+            joined[-1] = replace(last, text=last.text + event.text)
+        else:
+            joined.append(event)
     return joined
 
 
+DELTAS = (ReasoningDelta, ContentDelta, ArgumentsDelta)
 each_format = pytest.mark.parametrize("form", FORMATS)
 
 

@@ -15,9 +15,8 @@ from rollout.trajectory import Message, Segment, ToolCall
 
 USER: Message = {"role": "user", "content": "Go."}
 TOOL: Message = {"role": "tool", "content": "3", "tool_call_id": "call_0_0"}
-WORDS = (
-    st.text(st.characters(codec="utf-8", exclude_characters="<"), min_size=1, max_size=6).map(str.strip).filter(bool)
-)
+LETTERS = st.characters(codec="utf-8", exclude_characters="<")
+WORDS = st.text(LETTERS, min_size=1, max_size=6).map(str.strip).filter(bool)
 
 
 def call(number: int, note: str) -> Segment:
