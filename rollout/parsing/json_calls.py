@@ -10,12 +10,14 @@ import re
 from collections.abc import Sequence
 
 from rollout.parsing.events import Parts
-from rollout.parsing.json_value import JsonValue, key_at, object_of, skip_blanks
+from rollout.parsing.json_value import DEEPEST, TOO_DEEP, JsonValue, key_at, object_of, skip_blanks
 
 UNFINISHED = "the completion ended inside the call"
 LONGEST_CLOSER = 40
 """Characters: what a closer that has come in part may have before it is whole."""
-_USUAL = re.compile(r'\s*\{\s*"name"\s*:\s*"([^"\\\x00-\x1f]+)"\s*,\s*"(\w+)"\s*:\s*(\{.*\})\s*\}\s*', re.DOTALL)
+_USUAL = re.compile(
+    r'_\{_"name"_:_"([^"\\\x00-\x1f]+)"_,_"(\w+)"_:_(\{.*\})_\}_'.replace("_", r"[ \t\n\r]*"), re.DOTALL
+)
 
 
 class EnvelopeCall:
@@ -59,6 +61,8 @@ class EnvelopeCall:
         closed = None if self._bare else self._close.search(text)
         found = None if closed is None else _USUAL.fullmatch(text, 0, closed.start())
         if closed is None or found is None or found[2] not in self._keys:
+            return None
+        if found[3].count("{") + found[3].count("[") > DEEPEST:
             return None
         try:
             object_of(found[3])
@@ -222,6 +226,8 @@ class _Envelope:
             entries = object_of(body)
         except ValueError as error:
             return str(error)
+        if not self.whole:
+            return TOO_DEEP
         name = entries.get("name")
         if not isinstance(name, str) or not name:
             return "it has no name"

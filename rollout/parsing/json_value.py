@@ -13,13 +13,19 @@ from typing import Any, cast
 _OUTSIDE = re.compile(r'"[^"\\\x00-\x1f]*"|["{}\[\]<]')
 _INSIDE = re.compile(r'[^"\\\x00-\x1f]*')
 _SCALAR = re.compile(r"[^,}\]\s<]*")
+DEEPEST = 200
+"""Brackets inside brackets. Python's own limit depends on who called, and so would what is read."""
+TOO_DEEP = "not JSON that can be read: it is nested too deep"
 _BLANKS = frozenset(" \t\n\r")
 _BLANK = re.compile(r"[ \t\n\r]*")
 _KEY = re.compile(r'"([^"\\\x00-\x1f]*(?:\\[^\x00-\x1f][^"\\\x00-\x1f]*)*)"')
 
 
 class JsonValue:
-    """One value. `done` once it has ended; `broken` once it cannot be JSON: a bare `<`, a line break in a string."""
+    """One value.
+
+    `done` once it has ended; `broken` once it cannot be JSON: a bare `<`, a line break in a string, brackets too deep.
+    """
 
     __slots__ = ("_depth", "_quoted", "begun", "broken", "done", "structured")
 
@@ -76,6 +82,7 @@ class JsonValue:
             return found.start()
         elif token in "{[":
             self._depth += 1
+            self.broken = self._depth > DEEPEST
         elif token in "}]":
             self._depth -= 1
             self.done = self._depth == 0
@@ -119,7 +126,7 @@ def object_of(text: str) -> dict[str, Any]:
     except UnicodeEncodeError:
         raise ValueError("half a surrogate pair is no character") from None
     except RecursionError:
-        raise ValueError("not JSON that can be read: it is nested too deep") from None
+        raise ValueError(TOO_DEEP) from None
     if not isinstance(value, dict):
         raise ValueError("not a JSON object")
     return cast(dict[str, Any], value)

@@ -18,6 +18,7 @@ from rollout.parsing import (
     Event,
     ReasoningDelta,
     WasReasoning,
+    as_segments,
     format_named,
     tagged,
     written,
@@ -110,14 +111,11 @@ def test_a_call_that_the_completion_ends_in_has_an_error_and_no_name(form: str) 
     assert segment.call == ToolCall("call_3_0", "", call.text)
 
 
-@pytest.mark.parametrize("form", [name for name in TOOLS if name not in ("llama_json", "llama_pythonic")])
+@pytest.mark.parametrize("form", FORMATS)
 def test_a_marker_inside_a_text_is_text(form: str) -> None:
-    text = "<think> </think> <tool_call> </tool_call> <｜tool▁call▁end｜> <|call|>"
-    call = Segment("tool_call", "", ToolCall("call_3_0", "add", json.dumps({"note": text}, ensure_ascii=False)))
-    if form == "glm":
-        assert only(form, written((call,), form)).arguments == call.call.arguments  # pyright: ignore[reportOptionalMemberAccess]
-    else:
-        assert json.loads(only(form, written((call,), form)).arguments) == {"note": text}
+    text = "<think> </think> <tool_call> </tool_call> <｜tool▁call▁end｜> <|call|> <|python_tag|>"
+    call = Segment("tool_call", "", ToolCall("", "add", json.dumps({"note": text}, ensure_ascii=False)))
+    assert json.loads(only(form, written((call,), form)).arguments) == {"note": text}
 
 
 @pytest.mark.parametrize(
@@ -325,3 +323,15 @@ def test_a_tool_component_alone_leaves_reasoning_where_it_is() -> None:
 def test_an_unknown_format_is_refused_with_the_nearest() -> None:
     with pytest.raises(UserError, match="there is no format 'qwen3coder'; did you mean 'qwen3_coder'"):
         format_named("qwen3coder")
+
+
+@pytest.mark.parametrize("depth", [200, 201, 500])
+def test_brackets_go_so_deep_and_no_deeper_in_any_chunking(depth: int) -> None:
+    body = f'{{"name": "add", "arguments": {{"list": {"[" * (depth - 1)}{"]" * (depth - 1)}}}}}'
+    text = f"<tool_call>{body}</tool_call>"
+    machine = FORMATS["hermes"].open()
+    streamed = [*(event for piece in text for event in machine.feed(piece)), *machine.finish()][-1]
+    whole = FORMATS["hermes"].read(text)
+    assert as_segments([streamed]) == whole
+    assert isinstance(streamed, CallEnded)
+    assert (streamed.error is None) == (depth == 200)
