@@ -20,6 +20,7 @@ from rollout.config import JobConfig, OpenAIConfig, ResourceConfig, VllmConfig
 from rollout.errors import UserError, nearest
 from rollout.mixture import key_of, told_of
 from rollout.openai_probe import check_endpoint
+from rollout.parsing import FORMATS
 from rollout.resource import Resource
 from rollout.storage import inside
 from rollout.tasks import check_tasks, read_tasks
@@ -122,7 +123,7 @@ def _template(config: JobConfig) -> ChatTemplate | None:
         if isinstance(model, VllmConfig):
             check_config(model)
         template = template_of(model)
-    if model.parser != "hermes":
+    if model.parser not in FORMATS:
         split_reference(model.parser)
     return template
 

@@ -25,8 +25,9 @@ from rollout.episode import Setting
 from rollout.latency import Latencies
 from rollout.load import HostLoad, Load
 from rollout.openai_policy import OpenAIPolicy
+from rollout.parsing import FORMATS
 from rollout.protocols import Ledger, Policy
-from rollout.segments import Parser, hermes
+from rollout.segments import Parser, reading
 from rollout.storage import inside
 from rollout.template import ChatTemplate, context_length, load_template, resolve_model, vocabulary_size
 from rollout.tokens import MessageLedger, TokenLedger
@@ -251,8 +252,8 @@ def _engine(job: Job, retries: int | None = None) -> Policy:
 
 def parser_of(config: JobConfig, template: ChatTemplate) -> Parser:
     """What reads a completion's text, as the job names it."""
-    if config.model.parser == "hermes":
-        return partial(hermes, in_reasoning=template.opens_with_reasoning)
+    if (form := FORMATS.get(config.model.parser)) is not None:
+        return reading(form, in_reasoning=template.opens_with_reasoning)
     from actors.vllm_parsers import vllm_parser
 
     model = config.model

@@ -1,4 +1,4 @@
-"""vLLM's own tool and reasoning parsers, for the formats that `rollout.segments` does not read.
+"""vLLM's own tool and reasoning parsers, for the formats that `rollout.parsing` does not read.
 
 A reference is `vllm:TOOL` or `vllm:TOOL+REASONING`, as `vllm:hermes+deepseek_r1`. Two limits come from vLLM: it says
 what was reasoning, what content and which calls were made, but not in which order, so a completion that reasons again
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rollout.errors import UserError, nearest
+from rollout.parsing import FORMATS
 from rollout.trajectory import Segment, ToolCall, ToolSpec
 
 _PREFIX = "vllm:"
@@ -88,7 +89,8 @@ def split_reference(reference: str) -> tuple[str, str | None]:
     """Names of the tool and the reasoning parser. Raises UserError for anything but `vllm:TOOL[+REASONING]`."""
     tool, plus, reasoning = reference.removeprefix(_PREFIX).partition("+")
     if not reference.startswith(_PREFIX) or not tool or (plus and not reasoning):
-        raise UserError(f"model.parser: expected hermes or vllm:TOOL[+REASONING], found {reference!r}")
+        expected = "expected a format of our own or vllm:TOOL[+REASONING]"
+        raise UserError(f"model.parser: {expected}, found {reference!r}{nearest(reference, FORMATS)}")
     return tool, reasoning or None
 
 

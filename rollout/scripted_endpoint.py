@@ -24,9 +24,10 @@ import msgspec
 from aiohttp import web
 
 from rollout.errors import UserError
+from rollout.parsing import as_message
 from rollout.process import collect_rarely, open_many_files
 from rollout.scripted import encode_lines
-from rollout.segments import as_message, hermes
+from rollout.segments import hermes
 from rollout.template import ChatTemplate, load_template, resolve_model
 from rollout.trajectory import Message, ToolSpec
 

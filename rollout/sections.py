@@ -110,7 +110,8 @@ class ModelConfig(Section):
 
     sampling: SamplingConfig = SamplingConfig()
     parser: str = "hermes"
-    """How reasoning and tool calls are read from text: `hermes`, or `vllm:TOOL_PARSER[+REASONING_PARSER]`."""
+    """How reasoning and tool calls are read from text: a name in docs/parsing.md, or
+    `vllm:TOOL_PARSER[+REASONING_PARSER]`."""
 
 
 class ReplicatedConfig(ModelConfig):

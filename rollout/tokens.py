@@ -12,10 +12,11 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from rollout.parsing import as_message, segments_of
 from rollout.protocols import Recorded
-from rollout.segments import Parser, as_message
+from rollout.segments import Parser
 from rollout.template import ChatTemplate
-from rollout.trajectory import Completion, Message, Segment, ToolCall, ToolSpec
+from rollout.trajectory import Completion, Message, ToolSpec
 
 _CHARACTERS = 4.0
 """Characters for a token, until an endpoint has counted."""
@@ -56,6 +57,8 @@ class TokenLedger:
         self._turns = 0
         self._segment = _Segment()
         self._messages: list[Message] = []
+        self._tools: tuple[ToolSpec, ...] = ()
+        """What the policy may call: the arguments of some formats are read by it."""
 
     def begin(self, messages: Sequence[Message], tools: tuple[ToolSpec, ...], reason: str) -> None:
         """Shows the policy `messages` instead of all that was said: a new segment, and why.
@@ -63,13 +66,14 @@ class TokenLedger:
         Raises UserError when the template cannot place them.
         """
         self._segment.begin(reason)
-        self._messages = list(messages)
+        self._messages, self._tools = list(messages), tools
         self._ids = array("i", self._template.opening(self._messages, tools))
         self._sealed, self._ended, self._opened = array("i"), False, True
 
     def extend(self, messages: Sequence[Message], tools: tuple[ToolSpec, ...]) -> None:
         """Appends messages the policy did not write. Raises UserError when the template cannot place them."""
         self._messages += messages
+        self._tools = tools
         if self._opened and messages:
             self._ids.extend(self._template.continuation(messages, self._ended))
         elif not self._opened:
@@ -87,7 +91,7 @@ class TokenLedger:
         assert completion.prompt_tokens in (None, len(self._ids)), "the engine read another prompt than it was given"
         _assert_counts(completion)
         appended = self._ids[len(self._sealed) :]
-        segments = self._parser(self._template.decode(completion.ids), self._turns)
+        segments = self._parser(self._template.decode(completion.ids), self._turns, tools=self._tools)
         self._ids.extend(completion.ids)
         self._sealed = self._ids[:]
         self._ended = len(completion.ids) > 0 and completion.ids[-1] in self._template.eos_ids
@@ -142,7 +146,7 @@ class MessageLedger:
             self._segment.begin(broken)
         self._first = False
         self._messages.append(message)
-        return Recorded(completion, appended, _segments(message), *self._segment.turn(), message)
+        return Recorded(completion, appended, segments_of(message), *self._segment.turn(), message)
 
     def count(self, messages: Sequence[Message], tools: tuple[ToolSpec, ...]) -> int:
         """Tokens of a prompt that shows these messages, as the endpoint counted the last one for its length."""
@@ -176,17 +180,3 @@ def _assert_counts(completion: Completion) -> None:
     assert completion.logprobs is None or len(completion.logprobs) == len(completion.ids), (
         "logprobs and ids differ in length"
     )
-
-
-def _segments(message: Message) -> tuple[Segment, ...]:
-    """A parsed message as segments: reasoning, then content, then calls, as chat endpoints order them."""
-    parts: list[Segment] = []
-    if reasoning := message.get("reasoning_content"):
-        parts.append(Segment("reasoning", reasoning))
-    if content := message["content"]:
-        parts.append(Segment("content", content))
-    for entry in message.get("tool_calls", []):
-        function = entry["function"]
-        call = ToolCall(entry["id"], function["name"], function["arguments"])
-        parts.append(Segment("tool_call", function["arguments"], call))
-    return tuple(parts)

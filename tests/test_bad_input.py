@@ -38,7 +38,7 @@ from rollout.template import BUNDLED
         ("resource.options.cuont=3", "resource counter has no option 'cuont'; did you mean 'count'?"),
         ("resource.options.count=abc", "resource counter: option count='abc': Input should be a valid integer"),
         ("resource.options.count=0", "resource counter: it gives no task"),
-        ("model.parser=hermees", "model.parser: expected hermes or vllm:TOOL[+REASONING], found 'hermees'"),
+        ("model.parser=hermees", "found 'hermees'; did you mean 'hermes'?"),
         ("model.path=budnled", "model.path: budnled: no such folder; did you mean 'bundled'?"),
         ("model.chat_template=no.jinja", "model.chat_template: no.jinja: no such file"),
         ("run.dir=/dev/null", "run.dir: /dev/null: is a file, expected a folder"),

@@ -30,7 +30,7 @@ def test_a_reference_names_one_or_two_parsers(reference: str, parts: tuple[str, 
 
 @pytest.mark.parametrize("reference", ["hermes2", "vllm:", "vllm:hermes+", "vllm:+qwen3"])
 def test_anything_else_is_refused(reference: str) -> None:
-    with pytest.raises(UserError, match=r"model\.parser: expected hermes or vllm:TOOL"):
+    with pytest.raises(UserError, match=r"model\.parser: expected a format of our own or vllm:TOOL"):
         split_reference(reference)
 
 

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from rollout.segments import Segmenter, as_message, hermes
-from rollout.trajectory import Segment, ToolCall
+from rollout.parsing import Event, as_message, as_segments, format_named
+from rollout.segments import hermes
+from rollout.trajectory import ToolCall
 
 CALL = '<tool_call>\n{"name": "add", "arguments": {"amount": 1}}\n</tool_call>'
 
@@ -51,10 +52,10 @@ def test_reasoning_calls_and_content_come_in_the_order_sampled() -> None:
         ("</think>said", [("content", "said")]),
         ("<think>a</think>b</think>c", [("reasoning", "a"), ("reasoning", "b"), ("content", "c")]),
         ("a</tool_call>b", [("content", "a"), ("content", "b")]),
-        ("<think>a<think>b</think>c", [("reasoning", "a<think>b"), ("content", "c")]),
+        ("<think>a<think>b</think>c", [("reasoning", "a"), ("reasoning", "b"), ("content", "c")]),
         ("a < b <th", [("content", "a < b <th")]),
         ("<tool_call></tool_call>", [("tool_call", "")]),
-        ("<think>a</tool_call>b", [("reasoning", "a</tool_call>b")]),
+        ("<think>a</tool_call>b", [("reasoning", "a"), ("reasoning", "b")]),
     ],
 )
 def test_markup_that_is_odd_is_read_as_it_was_meant(text: str, expected: list[tuple[str, str]]) -> None:
@@ -140,11 +141,11 @@ MARKUP = st.lists(st.one_of(PIECES, st.text(max_size=3)), max_size=12).map("".jo
 
 @given(MARKUP, st.lists(st.integers(0, 200), max_size=20), st.booleans())
 def test_any_chunking_gives_the_same_segments(text: str, cuts: list[int], in_reasoning: bool) -> None:
-    segmenter, found = Segmenter(0, in_reasoning), list[Segment]()
+    machine, told = format_named("hermes").open(in_reasoning=in_reasoning), list[Event]()
     places = [0, *sorted(min(cut, len(text)) for cut in cuts), len(text)]
     for start, end in pairwise(places):
-        found += segmenter.feed(text[start:end])
-    assert (*found, *segmenter.finish()) == hermes(text, 0, in_reasoning)
+        told += machine.feed(text[start:end])
+    assert as_segments((*told, *machine.finish())) == hermes(text, 0, in_reasoning)
 
 
 GAP = r"(?:</?think>|</?tool_call>|\s)*"
