@@ -68,7 +68,7 @@ def query(
 
 def show(run: Place, episode: str | None = None, console: Console | None = None, score: str | None = None) -> None:
     """Prints the first episodes of a run, or all of one that is named by its id, the start of it, its end
-    (TASK-SAMPLE) or its number in the list; with a version's scores where one is named.
+    (TASK-SAMPLE) or its number in the list, or of a child by its id; with a version's scores where one is named.
 
     Raises UserError naming the nearest when there is no such episode, and when there is no run at `run`.
     """
@@ -78,7 +78,7 @@ def show(run: Place, episode: str | None = None, console: Console | None = None,
             _print_episodes(console, database)
             return
         found = _find(database, episode)
-        row = database.rows("SELECT * FROM episodes WHERE episode_id = ?", found)[0]
+        row = database.rows("SELECT * FROM all_rows WHERE episode_id = ?", found)[0]
     for part in episode_view(row):
         console.print(part)
 
@@ -105,7 +105,7 @@ def _print_episodes(console: Console, database: Database) -> None:
 
 def _find(database: Database, wanted: str) -> str:
     """The id of the one episode that `wanted` names."""
-    if rows := database.rows("SELECT episode_id FROM episodes WHERE episode_id = ?", wanted):
+    if rows := database.rows("SELECT episode_id FROM all_rows WHERE episode_id = ?", wanted):
         return rows[0]["episode_id"]
     if wanted.isdecimal():
         at = int(wanted)

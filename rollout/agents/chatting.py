@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from rollout.agents.replies import tool_messages
 from rollout.conduct import Acted, Conduct, Ended, Ready, Said, Sample
 from rollout.errors import BoundaryError
+from rollout.family import Family
 from rollout.protocols import Ledger, Seeded
 from rollout.trajectory import Agent, Message, StopReason, ToolSpec, ToolUse, Turn
 
@@ -39,12 +40,12 @@ class Chatting:
         """See Conduct."""
         return self.inner.tools
 
-    async def open(self, seeded: Seeded) -> tuple[Message, ...]:
+    async def open(self, seeded: Seeded, family: Family) -> tuple[Message, ...]:
         """See Conduct."""
         first = await self.hear(())
         self._silent = first is None
         said: tuple[Message, ...] = () if first is None else ({"role": "user", "content": first},)
-        return await self.inner.open(replace(seeded, messages=said))
+        return await self.inner.open(replace(seeded, messages=said), family)
 
     async def prepare(
         self, ledger: Ledger, said: Sequence[Message], turns: Sequence[Turn], sample: Sample

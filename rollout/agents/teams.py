@@ -29,6 +29,10 @@ class Result:
 
     value: Json
     handoff: Handoff | None = None
+    done: bool = False
+    """The environment has ended in it."""
+    reward: float | None = None
+    """What the environment paid in it."""
 
     @property
     def text(self) -> str:
@@ -38,7 +42,7 @@ class Result:
 
 Run = Callable[[str, str], Awaitable[Result]]
 """(agent's name, input) -> its result."""
-StopWhen = Callable[[str, Result], bool]
+StopWhen = Callable[[str, Result], Awaitable[bool]]
 """(agent that has just run, its result) -> whether that is the end."""
 
 
@@ -71,7 +75,7 @@ async def loop_pipeline(
     for _ in range(max_rounds):
         for agent in agents:
             result = await _bounded(run, agent, given, seconds)
-            if stop_when(agent, result):
+            if await stop_when(agent, result):
                 return result
             given = result.text
     return Result(given)
@@ -104,7 +108,7 @@ async def spawn_subagents(
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(one(agent, given)) for agent, given in jobs]
     except BaseExceptionGroup as several:
-        raise several.exceptions[0] from None
+        raise several.exceptions[0] from several.exceptions[0].__cause__
     return tuple(task.result() for task in tasks)
 
 
@@ -158,7 +162,7 @@ class AgentTool:
             if self._feed_back:
                 return _error(str(error))
             raise
-        return ToolResult(result.text)
+        return ToolResult(result.text, done=result.done, reward=result.reward)
 
     async def close(self) -> None:
         """Nothing is held between calls: a call that is cancelled cancels its child."""
