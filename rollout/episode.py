@@ -219,6 +219,8 @@ class _Episode:
 
     async def _sample(self, ledger: Ledger, extras: Extras) -> Recorded | StopReason:
         """One model call, recorded and kept as a turn; why there is none, if there is none."""
+        if self._tokens_left() <= 0:  # other runs of the episode may have spent them meanwhile
+            return StopReason.MAX_TOKENS
         if (prompt := self._prompt(ledger, extras)) is None:
             return StopReason.CONTEXT
         logs.turn(len(self.turns))

@@ -8,7 +8,7 @@ formatters append to a line of text and make keys of a line of JSON.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
@@ -26,7 +26,7 @@ def about(ids: Ids | None) -> None:
 
 
 @contextmanager
-def within(ids: Ids) -> Iterator[None]:
+def within(ids: Ids) -> Generator[None]:
     """Log lines of the block are about this."""
     before = _ids.set(ids)
     try:

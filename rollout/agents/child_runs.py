@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -22,7 +23,6 @@ from rollout.family import Child, Family, lent
 from rollout.protocols import Seeded
 from rollout.trajectory import (
     Agent,
-    Event,
     Failure,
     Lease,
     Limits,
@@ -136,6 +136,7 @@ class SpawnTool:
             jobs = msgspec.json.decode(call.arguments, type=_Jobs).jobs
         except (msgspec.DecodeError, UnicodeEncodeError):
             return _error("expected a JSON object with the list `jobs` of objects with the texts `agent` and `input`")
+        began = time.monotonic()
         rules, asked = self._rules, [(job.agent, job.input) for job in jobs]
         try:
             results = await spawn_subagents(self._run, asked, seconds, rules.max_parallel, rules.return_exceptions)
@@ -147,8 +148,12 @@ class SpawnTool:
             raise
         told = [{"agent": job.agent, **_told(result)} for job, result in zip(jobs, results, strict=True)]
         good = [result for result in results if isinstance(result, Result)]
-        content = json.dumps(told, ensure_ascii=False)
-        return ToolResult(content, done=any(one.done for one in good), reward=_sum(one.reward for one in good))
+        return ToolResult(
+            json.dumps(told, ensure_ascii=False),
+            done=any(one.done for one in good),
+            reward=_sum(one.reward for one in good),
+            seconds=time.monotonic() - began,
+        )
 
     async def close(self) -> None:
         """Nothing is held between calls."""
@@ -189,19 +194,17 @@ def _result(played: Trajectory, crew: Crew) -> Result:
         raise NoAnswer(f"{played.agent} gave no answer: {played.stop_reason}", played.stop_reason)
     rewards = [turn.reward for turn in played.turns]
     ended = played.stop_reason is StopReason.ENVIRONMENT
-    return Result(value, _handoff(played.events, crew) if _handed(played) else None, ended, _sum(rewards))
+    return Result(value, _handoff(played, crew), ended, _sum(rewards))
 
 
-def _handed(played: Trajectory) -> bool:
-    return played.stop_reason is StopReason.HANDOFF
-
-
-def _handoff(events: Sequence[Event], crew: Crew) -> Handoff | None:
+def _handoff(played: Trajectory, crew: Crew) -> Handoff | None:
     """The handoff that ended a run, if it is to one of the crew."""
-    for event in reversed(events):
-        if event.kind == "handoff" and event.detail["target"] in crew.agents:
-            return Handoff(event.detail["sender"], event.detail["target"], event.detail["message"])
-    return None
+    if played.stop_reason is not StopReason.HANDOFF:
+        return None
+    told = [event.detail for event in played.events if event.kind == "handoff"][-1]
+    if told["target"] not in crew.agents:
+        return None
+    return Handoff(told["sender"], told["target"], told["message"])
 
 
 def _told(result: Result | Failure) -> dict[str, str]:

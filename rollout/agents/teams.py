@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import json
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -154,6 +155,7 @@ class AgentTool:
             task = msgspec.json.decode(call.arguments, type=_Task).task
         except (msgspec.DecodeError, UnicodeEncodeError):
             return _error("expected a JSON object with the text `task`")
+        began = time.monotonic()
         try:
             result = await _bounded(self._run, self._agent, task, seconds)
         except BoundaryError as error:
@@ -162,7 +164,8 @@ class AgentTool:
             if self._feed_back:
                 return _error(str(error))
             raise
-        return ToolResult(result.text, done=result.done, reward=result.reward)
+        took = time.monotonic() - began
+        return ToolResult(result.text, done=result.done, reward=result.reward, seconds=took)
 
     async def close(self) -> None:
         """Nothing is held between calls: a call that is cancelled cancels its child."""
