@@ -140,6 +140,8 @@ class _Gathered:
 
     def take(self, batch: Any) -> Any:
         """The groups that the batch completes, as one table; None when it completes none."""
+        if not batch.num_rows:
+            return None
         places: dict[str, list[int]] = {}
         parents = batch["parent_episode_id"].to_pylist()
         for place, (group_id, parent) in enumerate(zip(batch["group_id"].to_pylist(), parents, strict=True)):

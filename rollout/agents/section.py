@@ -87,14 +87,13 @@ class AgentConfig(MemberConfig):
     name: str = "agent"
     retry: RetryConfig | None = None
     """Further attempts at model calls that failed; when not given, model.retries says how many an endpoint gets."""
+    children: ChildrenConfig = ChildrenConfig()
+    """What the runs may do that agents begin."""
 
     def value(self, sampling: Sampling) -> Agent:
         """What of it a plain agent is."""
         words = self.instructions if isinstance(self.instructions, str) else None
         return Agent(self.name, words, self.chosen, sampling)
-
-    children: ChildrenConfig = ChildrenConfig()
-    """What the runs may do that agents begin."""
 
     @model_validator(mode="after")
     def _has_pipelines_that_can_run(self) -> Self:
