@@ -41,9 +41,10 @@ def with_advantages(
 
     The table is the batch: it holds whole groups (as `read_samples` gives them). A group whose rewards are all equal
     has zero variance; one with a single scored episode is `single`; one with fewer scored episodes than `group_size`
-    is incomplete. Kept, the first two have advantage 0, except under "reinforce++", which knows no groups. What is
-    dropped is in `left_out`, under zero_variance, single_group and incomplete_group. Raises UserError for a choice
-    there is not, for a group that is to be an error, and when `incomplete` is chosen without a `group_size`.
+    is incomplete, unless it is of children, of whom there are as many as their parents began. Kept, the first two have
+    advantage 0, except under "reinforce++", which knows no groups. What is dropped is in `left_out`, under
+    zero_variance, single_group and incomplete_group. Raises UserError for a choice there is not, for a group that is to
+    be an error, and when `incomplete` is chosen without a `group_size`.
     """
     if estimator not in ESTIMATORS:
         raise UserError(f"advantage: there is no {estimator!r}{nearest(estimator, ESTIMATORS)}")
@@ -54,8 +55,10 @@ def with_advantages(
     group, _ = _numbered(samples["group_id"].filter(scored).take(first))
     rewards = samples["reward"].filter(scored).take(first).to_numpy()
     size = np.bincount(group)
+    own = np.zeros(len(size), bool)
+    own[group] = samples["parent_episode_id"].filter(scored).take(first).is_null().to_numpy()
     causes = (
-        ("incomplete_group", incomplete, size < (group_size or 0)),
+        ("incomplete_group", incomplete, own & (size < (group_size or 0))),
         ("single_group", single, size == 1),
         ("zero_variance", zero_variance, (size > 1) & _equal(rewards, group)),
     )

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from rollout.errors import BoundaryError
+from rollout.family import Family
 from rollout.protocols import Ledger, Recorded, Seeded, Session
 from rollout.tool_use import ToolsUsed, use_tools
 from rollout.trajectory import (
@@ -117,8 +118,9 @@ class Conduct(Protocol):
         """What the policy may call."""
         ...
 
-    async def open(self, seeded: Seeded) -> tuple[Message, ...]:
-        """The conversation as it opens. Raises BoundaryError for what breaks outside of the policy."""
+    async def open(self, seeded: Seeded, family: Family) -> tuple[Message, ...]:
+        """The conversation as it opens; in `family` it may begin other runs. Raises BoundaryError for what breaks
+        outside of the policy."""
         ...
 
     async def prepare(
@@ -150,7 +152,7 @@ class Plain:
     tools: tuple[ToolSpec, ...] = ()
     _session: Session | None = None
 
-    async def open(self, seeded: Seeded) -> tuple[Message, ...]:
+    async def open(self, seeded: Seeded, family: Family) -> tuple[Message, ...]:
         """See Conduct."""
         agent, self._session = self.agent, seeded.session
         self.tools = tuple(spec for spec in seeded.tools if agent.tools is None or spec.name in agent.tools)

@@ -22,10 +22,12 @@ from rollout.storage import Place, folder, inside, is_remote
 pa = cast(Any, pyarrow)
 """It has no types."""
 _VIEWS = """
+CREATE VIEW episodes AS SELECT * FROM all_rows WHERE parent_episode_id IS NULL;
+CREATE VIEW children AS SELECT * FROM all_rows WHERE parent_episode_id IS NOT NULL;
 CREATE VIEW turns AS
     SELECT episode_id, task_id, sample_index, turn, unnest(entry) FROM (
         SELECT episode_id, task_id, sample_index, generate_subscripts(turns, 1) - 1 AS turn, unnest(turns) AS entry
-        FROM episodes);
+        FROM all_rows);
 CREATE VIEW tool_calls AS
     SELECT episode_id, task_id, sample_index, turn, call, unnest(entry) FROM (
         SELECT episode_id, task_id, sample_index, turn, generate_subscripts(tool_calls, 1) - 1 AS call,
@@ -35,10 +37,11 @@ CREATE VIEW tool_calls AS
 
 
 class Database:
-    """The views `episodes` (a row an episode), `turns` and `tool_calls` of what was committed when it was opened.
+    """The views of what was committed when it was opened: `episodes` (a row a sample of the job), `children` (a row a
+    run that an agent began), `all_rows` (both), `turns` and `tool_calls` (of both).
 
-    With a version of the scores, `episodes` has its rewards, components and metrics, `recorded` those of the rows, and
-    `scores` the version's own rows, with their failures.
+    With a version of the scores, they have its rewards, components and metrics; children have none in it. `recorded`
+    has those of the rows, and `scores` the version's own rows, with their failures.
     """
 
     def __init__(self, run: Place, score: str | None = None) -> None:
@@ -52,7 +55,7 @@ class Database:
         self._duck = duckdb.connect(config={"python_enable_replacements": "false"})
         self._duck.execute("SET TimeZone = 'UTC'")
         self._run = run
-        rows = "episodes" if version is None else "recorded"
+        rows = "all_rows" if version is None else "recorded_rows"
         if is_remote(run):  # DuckDB alone reaches no object store
             self._duck.register(rows, cast(Any, table).to_pyarrow_dataset())
         elif self._paths:
@@ -61,7 +64,8 @@ class Database:
         else:
             self._duck.register(rows, cast(Any, SCHEMA).empty_table())
         if version is not None:
-            self._overlay(version, rows, "episodes", "scores")
+            self._overlay(version, rows, "all_rows", "scores")
+            self._duck.execute(f"CREATE VIEW recorded AS SELECT * FROM {rows} WHERE parent_episode_id IS NULL")
         self._duck.execute(_VIEWS)
 
     def scored(self, view: str, score: str) -> None:

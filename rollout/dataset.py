@@ -148,7 +148,7 @@ class Committer:
         table.cleanup_metadata()
 
     def done(self, samples_per_task: int) -> Done:
-        """Which samples have a row, from the table itself."""
+        """Which samples have a row, from the table itself. Children come and go with their parents' rows."""
         rows = cast(Any, self._table).to_pyarrow_dataset()
         done = Done()
         for batch in rows.to_batches(columns=["task_index", "sample_index"]):

@@ -22,6 +22,7 @@ from functools import partial
 from rollout import logs
 from rollout.conduct import NOTHING, Acted, Conduct, Ended, Ready, Said, acted, penalized, plain
 from rollout.errors import BoundaryError, ContextExceeded, NotRestored, UserError, boundary
+from rollout.family import ABANDONED, Child, Family, LentSessions
 from rollout.lifetime import opened
 from rollout.protocols import Ledger, Policy, Recorded, Seeded, Session, Sessions
 from rollout.restoring import Diverged, Record
@@ -31,6 +32,7 @@ from rollout.tool_use import TRANSPORT_SECONDS, unanswered
 from rollout.trajectory import (
     Agent,
     Completion,
+    Event,
     Extras,
     Failure,
     FailureKind,
@@ -104,10 +106,13 @@ class _Episode:
     setting: Setting
     record: Record
     drops: Mapping[str, str]
+    above: Family | None = None
+    """The run that began this one; None for a sample of the job."""
     messages: list[Message] = field(default_factory=list[Message])
     opening: int = 0
     turns: list[Turn] = field(default_factory=list[Turn])
     conduct: Conduct = field(init=False)
+    family: Family = field(init=False)
     left: Ended = NOTHING
     """What the agent leaves behind, once it has ended."""
     snapshot: bytes | None = None
@@ -121,6 +126,7 @@ class _Episode:
 
     def __post_init__(self) -> None:
         self.conduct = self.setting.conduct(self.setting.agent, self.lease)
+        self.family = Family(self.setting.limits, self.turns, self.began, self._begin, self.above)
 
     async def play(self) -> Trajectory:
         score: Score | None = None
@@ -144,15 +150,37 @@ class _Episode:
                 raise Diverged(error.failure.message) from error
             broken, stop = error, StopReason.FAILED
         except asyncio.CancelledError:
-            if (reason := self.drops.get(self.lease.episode_id)) is None:
+            reason = self.drops.get(self.lease.sample_id, None if self.above is None else ABANDONED)
+            if reason is None:
                 raise
             if score is None:  # else it had ended, only its session was still being closed
                 dropped, stop = reason, StopReason.DROPPED
         return self._trajectory(stop, score, broken.failure if broken is not None else None, dropped)
 
+    async def _begin(self, child: Child) -> Trajectory:
+        """See Family.begin. A child that is cancelled is dropped, and on the record all the same."""
+        lease = child.lease(self.lease)
+        setting = replace(
+            self.setting,
+            agent=child.agent,
+            conduct=child.conduct,
+            limits=child.limits,
+            sessions=LentSessions(child.seeded),
+            restores=None,
+            keep=None,
+        )
+        episode = _Episode(lease, setting, Record(), self.drops, self.family)
+        episode.family.turn = max(0, len(self.turns) - 1)
+        self.family.below.append(episode.family)
+        with logs.within((lease.run_id, lease.episode_id, lease.attempt, 0)):
+            episode.family.played = played = await episode.play()
+        if (task := asyncio.current_task()) is not None and task.cancelling():
+            raise asyncio.CancelledError  # the child took note of it; it is meant for whoever waits for it, too
+        return played
+
     async def _converse(self, seeded: Seeded) -> StopReason:
         conduct, ledger = self.conduct, self.setting.new_ledger()
-        said = await conduct.open(seeded)
+        said = await conduct.open(seeded, self.family)
         self.opening = len(said)
         while True:
             self.messages += said
@@ -191,6 +219,8 @@ class _Episode:
 
     async def _sample(self, ledger: Ledger, extras: Extras) -> Recorded | StopReason:
         """One model call, recorded and kept as a turn; why there is none, if there is none."""
+        if self._tokens_left() <= 0:  # other runs of the episode may have spent them meanwhile
+            return StopReason.MAX_TOKENS
         if (prompt := self._prompt(ledger, extras)) is None:
             return StopReason.CONTEXT
         logs.turn(len(self.turns))
@@ -307,7 +337,7 @@ class _Episode:
         return penalized(score, self.left.penalty)
 
     def _tokens_left(self) -> int:
-        return self.setting.limits.max_tokens - sum(turn.completion.num_sampled for turn in self.turns)
+        return self.family.tokens_left
 
     def _seconds_left(self) -> float:
         """Until the deadline, less what scoring and closing may take."""
@@ -329,6 +359,8 @@ class _Episode:
             # What the model took for restored turns was spent by an earlier attempt, and belongs to the episode.
             total=time.monotonic() - self.began + sum(turn.model_seconds for turn in restored),
         )
+        # A child's are settled with those of the whole episode.
+        score, children = self.family.settled(score) if self.above is None else (score, ())
         return Trajectory(
             lease=self.lease,
             resource=self.setting.resource,
@@ -345,9 +377,16 @@ class _Episode:
             started_at=self.started_at,
             finished_at=time.time(),
             answer=self.left.answer,
-            events=self.left.events,
+            events=self._events(),
             cost=self.setting.priced(self.turns) if self.setting.priced is not None else None,
+            children=children,
         )
+
+    def _events(self) -> tuple[Event, ...]:
+        """What the agent's parts did, and the runs that it began."""
+        if not (children := self.family.events()):
+            return self.left.events
+        return tuple(sorted((*self.left.events, *children), key=lambda event: event.turn))
 
     def _marked(self) -> tuple[Turn, ...]:
         """The turns, those marked that are not to be trained on."""

@@ -57,6 +57,8 @@ def status_text(status: str) -> Text:
 def _head(row: Row) -> Iterator[RenderableType]:
     yield Text.assemble((row["episode_id"], "bold"), "  ", status_text(row["status"]), f"  {row['stop_reason']}")
     parts = [f"task {row['task_id']}", f"sample {row['sample_index']}", f"attempt {row['attempt']}"]
+    if row["parent_episode_id"] is not None:
+        parts.append(f"child of {row['parent_episode_id']}")
     parts += [f"{key} {row[key]}" for key in ("resource", "agent", "model")]
     if row["version_min"] is not None:
         same = row["version_min"] == row["version_max"]

@@ -2,7 +2,7 @@
 
 Whatever has a reward counts. A row without one (failed, dropped before it was scored) is not a reward of 0: it is left
 out of its task's samples, and how many were is told. The answer that a sample votes for is the content of the policy's
-last message.
+last message, of a pipeline that of the run.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from rollout.storage import Place
 Key = tuple[str, str]
 """Resource and task id: what a task is in every run."""
 _ROWS = """
-SELECT resource, task_index, task_id, status, reward, task, num_turns > 0 AS spoke,
-    [m.content FOR m IN messages IF m.role = 'assistant'][-1] AS said
+SELECT resource, task_index, task_id, status, reward, task, num_turns > 0 OR answer IS NOT NULL AS spoke,
+    CASE WHEN num_turns > 0 THEN [m.content FOR m IN messages IF m.role = 'assistant'][-1] ELSE answer END AS said
 FROM episodes ORDER BY task_index, sample_index"""
 
 

@@ -17,7 +17,7 @@ from rollout.errors import UserError
 from rollout.storage import Place
 from rollout.trajectory import Status
 
-_COLUMNS = ["resource", "task_id", "status", "started_at", "finished_at"]
+_COLUMNS = ["resource", "task_id", "status", "started_at", "finished_at", "parent_episode_id"]
 _BY_TASK = ["resource", "task_id"]
 
 
@@ -82,6 +82,7 @@ def _by_task(
     """Digest, sum of seconds and number of episodes of every task in a batch."""
     compute = cast(Any, pc)
     table = cast(Any, pa.Table.from_batches([batch]))
+    table = table.filter(compute.is_null(table["parent_episode_id"]))
     table = table.filter(compute.not_equal(table["status"], Status.FAILED.value))
     took = compute.cast(compute.subtract(table["finished_at"], table["started_at"]), pa.int64())
     table = table.append_column("took", took).filter(compute.greater(took, 0))

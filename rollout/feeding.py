@@ -19,6 +19,7 @@ import pyarrow.parquet
 
 from rollout.dataset import RowFile, files_of, open_table
 from rollout.errors import RolloutError, UserError
+from rollout.rows import task_group
 from rollout.run_folder import read_run
 from rollout.storage import Place, folder, inside
 
@@ -96,7 +97,8 @@ def whole_groups(
 ) -> Iterator[Any]:
     """Tables of rows, each of one or more groups with all their rows, in the order in which groups got complete.
 
-    `columns` chooses some of the rows' columns, `group_id` among them.
+    The rows of children come with those of the task they belong to. `columns` chooses some of the rows' columns,
+    `group_id` and `parent_episode_id` among them.
     With `follow_seconds` it goes on with what is committed from now on, until nothing was for so long. With `partial`
     the groups that have not all their rows at the end come last; otherwise they are left out: the rest of them may
     still be played. Holds the rows of groups that have begun and are not complete, which are about as many as the run
@@ -110,6 +112,8 @@ def whole_groups(
             at += batch.num_rows
             if (table := gathered.take(batch)) is not None:
                 yield table
+        if (table := gathered.settle()) is not None:
+            yield table
         if at > before:
             news = time.monotonic()  # what the reader did with it meanwhile is no silence of the run
         if follow_seconds is None or time.monotonic() - news >= follow_seconds:
@@ -126,21 +130,43 @@ class _Gathered:
     config: dict[str, Any]
     share: Share
     waiting: dict[str, list[Any]] = field(default_factory=dict[str, list[Any]])
+    held: str | None = None
+    """The group at the end of the last batch: rows of its children may come with the next."""
+
+    @property
+    def size(self) -> int:
+        """Rows of a group, without its children."""
+        return self.config["samples_per_task"] + self.config["over_sample"]
 
     def take(self, batch: Any) -> Any:
         """The groups that the batch completes, as one table; None when it completes none."""
+        if not batch.num_rows:
+            return None
         places: dict[str, list[int]] = {}
-        for place, group_id in enumerate(batch["group_id"].to_pylist()):
-            if self.share.holds(group_id):
-                places.setdefault(group_id, []).append(place)
-        size = self.config["samples_per_task"] + self.config["over_sample"]
+        parents = batch["parent_episode_id"].to_pylist()
+        for place, (group_id, parent) in enumerate(zip(batch["group_id"].to_pylist(), parents, strict=True)):
+            if self.share.holds(group := task_group(group_id, parent)):
+                places.setdefault(group, []).append(place)
+        size = self.size
         complete: list[Any] = []
+        last = task_group(batch["group_id"][-1].as_py(), parents[-1])
+        if self.held is not None and self.held != last:
+            places.setdefault(self.held, [])
         for group_id, own in places.items():
             parts = self.waiting.setdefault(group_id, [])
-            parts.append(batch.take(pa.array(own)))  # a copy: a view would hold the whole batch
-            if sum(part.num_rows for part in parts) >= size:
+            if own:
+                parts.append(batch.take(pa.array(own)))  # a copy: a view would hold the whole batch
+            if group_id != last and sum(part["parent_episode_id"].null_count for part in parts) >= size:
                 complete += self.waiting.pop(group_id)
+        self.held = last if last in self.waiting else None
         return pa.Table.from_batches(complete) if complete else None
+
+    def settle(self) -> Any:
+        """The group that the last batch completed, if it did: what is committed ends with the last of its children."""
+        held, self.held = self.held, None
+        if held is None or sum(part["parent_episode_id"].null_count for part in self.waiting[held]) < self.size:
+            return None
+        return pa.Table.from_batches(self.waiting.pop(held))
 
     def rest(self) -> Any:
         """What has not become complete, group by group; None when there is nothing."""

@@ -25,6 +25,7 @@ pa = cast(Any, pyarrow)
 ABOVE_ONE = 1e-4
 """A logprob may be above 0 by what float32 rounds."""
 _PACKED = ("prompt_ids", "completion_ids", "logprobs")
+ORPHANS = "a child has its parent"
 _SOUND = "what an engine can have sampled"
 
 
@@ -41,6 +42,7 @@ def check_rows(batch: Any, known: Known) -> tuple[list[Finding], Checked]:
         for rule, name in RULES.items()
         for detail in rule(row, known)
     ]
+    findings += _without_parents(rows)
     findings += [Finding(_SOUND, rows[row]["episode_id"], detail) for row, detail in tokens.unsound(known.vocabulary)]
     wrong = {finding.episode_id for finding in findings}
     whole = tokens.told(len(rows)) & np.array([row["episode_id"] not in wrong for row in rows], np.bool_)
@@ -48,6 +50,23 @@ def check_rows(batch: Any, known: Known) -> tuple[list[Finding], Checked]:
         batch.filter(pa.array(whole)), [row for row, kept in zip(rows, whole, strict=True) if kept]
     )
     return findings + masked, sum((_continued(row) for row in rows), checked)
+
+
+def orphan(episode_id: str, parent: str) -> Finding:
+    """A child whose parent is not there."""
+    return Finding(ORPHANS, episode_id, f"its parent {parent} has no row before it")
+
+
+def _without_parents(rows: Sequence[Row]) -> Iterator[Finding]:
+    """Children stand behind their parents. Those at the head of a batch may have theirs at the end of another."""
+    before: set[str] = set()
+    begun = False
+    for row in rows:
+        parent = row["parent_episode_id"]
+        begun = begun or parent is None
+        if begun and parent is not None and parent not in before:
+            yield orphan(row["episode_id"], parent)
+        before.add(row["episode_id"])
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,8 +39,8 @@ class Latencies:
 
     def take(self, trajectory: Trajectory) -> None:
         """All that an episode waited for: every model call (`model`, and `queue` before it), every tool call that
-        ran, the verifier, and the `episode` as a whole."""
-        for turn in trajectory.turns:
+        ran, also of its children, the verifier, and the `episode` as a whole."""
+        for turn in (turn for one in trajectory.family for turn in one.turns):
             queue = turn.completion.queue_seconds
             self.observe("queue", queue)
             self.observe("model", max(0.0, turn.model_seconds - queue))

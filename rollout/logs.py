@@ -8,6 +8,8 @@ formatters append to a line of text and make keys of a line of JSON.
 from __future__ import annotations
 
 import logging
+from collections.abc import Generator
+from contextlib import contextmanager
 from contextvars import ContextVar
 
 Ids = tuple[str, str, int, int]
@@ -21,6 +23,16 @@ _ids: ContextVar[Ids | None] = ContextVar("rollout_ids", default=None)
 def about(ids: Ids | None) -> None:
     """Log lines of this task, and of those it starts from now on, are about this; None ends it."""
     _ids.set(ids)
+
+
+@contextmanager
+def within(ids: Ids) -> Generator[None]:
+    """Log lines of the block are about this."""
+    before = _ids.set(ids)
+    try:
+        yield
+    finally:
+        _ids.reset(before)
 
 
 def turn(number: int) -> None:

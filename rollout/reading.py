@@ -28,8 +28,8 @@ _ORDER = "task_index, sample_index, episode_id"
 _FAMILY = f"""
 WITH RECURSIVE family AS (
     SELECT $1 AS episode_id
-    UNION SELECT e.episode_id FROM episodes e JOIN family f ON e.parent_episode_id = f.episode_id)
-SELECT e.* FROM episodes e JOIN family USING (episode_id) ORDER BY e.started_at, {_ORDER}
+    UNION SELECT e.episode_id FROM all_rows e JOIN family f ON e.parent_episode_id = f.episode_id)
+SELECT e.* FROM all_rows e JOIN family USING (episode_id) ORDER BY e.started_at, {_ORDER}
 """
 """An episode and all that descend from it."""
 _encode = msgspec.json.Encoder(enc_hook=str, decimal_format="number").encode
@@ -82,8 +82,8 @@ def show(
     trace: bool = False,
 ) -> None:
     """Prints the first episodes of a run, or all of one that is named by its id, the start of it, its end
-    (TASK-SAMPLE) or its number in the list; with a version's scores where one is named. A `trace` is what the episode
-    and its children took, instead of what was said.
+    (TASK-SAMPLE) or its number in the list, or of a child by its id; with a version's scores where one is named. A
+    `trace` is what the episode and its children took, instead of what was said.
 
     Raises UserError naming the nearest when there is no such episode, and when there is no run at `run`.
     """
@@ -99,7 +99,7 @@ def show(
             for part in row_trace_view(row_trace(database.rows(_FAMILY, found), found)):
                 console.print(part)
             return
-        row = database.rows("SELECT * FROM episodes WHERE episode_id = ?", found)[0]
+        row = database.rows("SELECT * FROM all_rows WHERE episode_id = ?", found)[0]
     for part in episode_view(row):
         console.print(part)
 
@@ -126,7 +126,7 @@ def _print_episodes(console: Console, database: Database) -> None:
 
 def _find(database: Database, wanted: str) -> str:
     """The id of the one episode that `wanted` names."""
-    if rows := database.rows("SELECT episode_id FROM episodes WHERE episode_id = ?", wanted):
+    if rows := database.rows("SELECT episode_id FROM all_rows WHERE episode_id = ?", wanted):
         return rows[0]["episode_id"]
     if wanted.isdecimal():
         at = int(wanted)

@@ -45,6 +45,7 @@ _COLUMNS = (
     "task",
     "messages",
     "answer",
+    "parent_episode_id",
 )
 _TURN_LEAVES = ("tool_calls", "reward", "finish_reason")
 _WRAPPERS = ("list", "element", "item")
@@ -80,14 +81,16 @@ class Played:
 
 
 def judged_batches(files: Iterator[Any]) -> Iterator[Any]:
-    """The rows that have a reward, as Arrow tables of at most BATCH_ROWS with the columns that `played` reads.
+    """The rows that have a reward, but for children, which nobody judges, as Arrow tables of at most BATCH_ROWS with
+    the columns that `played` reads.
 
     `files` are Parquet files of a run, each open until the next. Neither tokens nor logprobs are read.
     """
     for file in files:
         opened = pq.ParquetFile(file)
         for batch in opened.iter_batches(batch_size=BATCH_ROWS, columns=_paths(opened.schema)):
-            yield pa.Table.from_batches([batch]).filter(pc.field("reward").is_valid())
+            judged = pc.field("reward").is_valid() & pc.field("parent_episode_id").is_null()
+            yield pa.Table.from_batches([batch]).filter(judged)
 
 
 def played(row: dict[str, Any], seed: int) -> Played:

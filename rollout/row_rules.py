@@ -18,19 +18,27 @@ Rule = Callable[[Row, Known], Iterator[str]]
 
 
 def identity(row: Row, known: Known) -> Iterator[str]:
-    """The row is of this run, and its name is that of its sample."""
+    """The row is of this run, and its name is that of its sample; a child's goes on from its parent's."""
     if known.run_id not in (None, row["run_id"]):
         yield f"is of run {row['run_id']}, not of {known.run_id}"
-    if row["episode_id"] != (expected := f"{row['group_id']}-{row['sample_index']}"):
-        yield f"is {expected} by its group and sample"
+    if (parent := row["parent_episode_id"]) is None:
+        if row["episode_id"] != (expected := f"{row['group_id']}-{row['sample_index']}"):
+            yield f"is {expected} by its group and sample"
+        return
+    task = f"{row['run_id']}-{row['task_index']}"
+    if row["episode_id"].rpartition(".")[0] != parent or not parent.startswith(f"{task}-{row['sample_index']}"):
+        yield f"is no child of {parent} by its name, sample {row['sample_index']} of {task}"
+    if not row["group_id"].startswith(f"{task}."):
+        yield f"is of group {row['group_id']}, which is none of the children of {task}"
 
 
 def outcome(row: Row, known: Known) -> Iterator[str]:
-    """A failure has a cause and no reward; what ended well has a reward; the status is what the rest says."""
+    """A failure has a cause and no reward; what ended well has a reward, unless it is a child that is given none; the
+    status is what the rest says."""
     status, failure, reward = row["status"], row["failure"], row["reward"]
     if status == Status.FAILED and reward is not None:
         yield f"failed, yet has the reward {reward:g}"
-    if status in (Status.COMPLETED, Status.TRUNCATED) and reward is None:
+    if status in (Status.COMPLETED, Status.TRUNCATED) and reward is None and row["parent_episode_id"] is None:
         yield f"is {status} without a reward"
     if reward is not None and not math.isfinite(reward):
         yield f"has the reward {reward}"

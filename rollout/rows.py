@@ -126,20 +126,30 @@ SCHEMA: pa.Schema = pa.schema(
 
 
 def to_table(trajectories: Iterable[Trajectory]) -> pa.Table:
-    """Trajectories as a table of SCHEMA, one row each, in order.
+    """Trajectories as a table of SCHEMA, one row each, in order; behind each come the rows of its children.
 
     Tools, verifiers and policies put values into trajectories that no row can hold. Such a trajectory becomes a
     failed row that says so: it must not cost the rows of others.
     """
-    kept = list(trajectories)
+    kept = [one for trajectory in trajectories for one in trajectory.family]
     try:
         return _table([to_row(trajectory) for trajectory in kept])
     except _UNFIT:
         return pa.concat_tables([_fitting(trajectory) for trajectory in kept])
 
 
+def task_group(group_id: str, parent_episode_id: str | None) -> str:
+    """The group of a row's task: its own, or of a child that of the sample it belongs to."""
+    return group_id if parent_episode_id is None else parent_episode_id.rpartition("-")[0]
+
+
 def weight(trajectory: Trajectory) -> int:
-    """About how many bytes of memory a trajectory takes: 8 a token (id and logprob) and its text. Never raises."""
+    """About how many bytes of memory a trajectory takes, its children included: 8 a token (id and logprob) and its
+    text. Never raises."""
+    return sum(map(_weight, trajectory.family))
+
+
+def _weight(trajectory: Trajectory) -> int:
     turns = trajectory.turns
     tokens = sum(len(turn.prompt_ids or ()) + len(turn.completion.ids or ()) for turn in turns)
     texts: list[Any] = [message.get("content") for message in trajectory.messages]
@@ -231,6 +241,7 @@ def _identity(lease: Lease) -> dict[str, Any]:
         "sample_index": lease.sample_index,
         "attempt": lease.attempt,
         "step": lease.step,
+        "parent_episode_id": lease.parent_episode_id,
     }
 
 

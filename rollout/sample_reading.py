@@ -13,6 +13,7 @@ from rollout.breaks import DRIFT, Breaks
 from rollout.database import opened
 from rollout.flat_turns import FIELDS
 from rollout.leaves import leaves
+from rollout.rows import task_group
 from rollout.samples import COLUMNS, Choice, to_samples
 from rollout.scores import find, overlaid
 from rollout.storage import Place
@@ -40,9 +41,9 @@ def read_samples(
     `score` names a version of the scores (`rollout.scores`) that stands in for the recorded ones.
 
     What was committed when the reading began is read once, groups in the order in which they became complete. A group
-    is whole with all the rows it has then; with `group_rows`, smaller ones (of a run that goes on, say) are passed
-    over. Held in memory are the groups that are begun and not complete, and about `rows` rows more. Raises UserError
-    when there is no run at `run` and no such version.
+    is whole with all the rows it has then, and comes with the groups of its children; with `group_rows`, smaller ones
+    (of a run that goes on, say) are passed over. Held in memory are the groups that are begun and not complete, and
+    about `rows` rows more. Raises UserError when there is no run at `run` and no such version.
     """
     choices: Any = {"drift": drift, "truncated": truncated, "failed": failed, "dropped": dropped}
     version = None if score is None else find(run, score)
@@ -55,17 +56,19 @@ def read_groups(run: Place, group_rows: int | None = None, rows: int = ROWS, als
     samples in order."""
     with opened(run) as database:
         missing: Counter[str] = Counter()
-        for batch in leaves(database.files(), [("group_id",)]):
-            missing.update(_counted(batch["group_id"]))
+        own: Counter[str] = Counter()
+        for batch in leaves(database.files(), [("group_id",), ("parent_episode_id",)]):
+            missing.update(_task_groups(batch))
+            own.update(_counted(batch.filter(batch["parent_episode_id"].is_null())["group_id"]))
         if group_rows is not None:
-            missing = Counter({group: count for group, count in missing.items() if count >= group_rows})
+            missing = Counter({group: count for group, count in missing.items() if own[group] >= group_rows})
         held: list[Any] = []
         whole = 0
         sizes = dict(missing)
         for batch in leaves(database.files(), [*_WANTED, *((name,) for name in also)], _BATCH):
-            there = batch.filter(pa.array([group in sizes for group in batch["group_id"].to_pylist()], pa.bool_()))
+            there = batch.filter(pa.array([group in sizes for group in _task_groups(batch)], pa.bool_()))
             held.append(there)
-            for group, count in _counted(there["group_id"]).items():
+            for group, count in Counter(_task_groups(there)).items():
                 missing[group] -= count
                 whole += sizes[group] if not missing[group] else 0
             if whole >= rows:
@@ -76,6 +79,12 @@ def read_groups(run: Place, group_rows: int | None = None, rows: int = ROWS, als
             yield _split(held, missing)[0]
 
 
+def _task_groups(rows: Any) -> list[str]:
+    """The group of each row's task: of a child that of the sample it belongs to."""
+    pairs = zip(rows["group_id"].to_pylist(), rows["parent_episode_id"].to_pylist(), strict=True)
+    return [task_group(group, parent) for group, parent in pairs]
+
+
 def _counted(groups: Any) -> dict[str, int]:
     return {entry["values"]: entry["counts"] for entry in groups.value_counts().to_pylist()}
 
@@ -84,8 +93,7 @@ def _split(held: list[Any], missing: Counter[str]) -> tuple[Any, list[Any]]:
     """The rows of groups of which none is missing, and the others."""
     table = pa.Table.from_batches(held)
     groups = table["group_id"].combine_chunks().dictionary_encode()
-    names: list[str] = groups.dictionary.to_pylist()
-    whole = np.array([not missing[name] for name in names], bool)[np.asarray(groups.indices)]
+    whole = np.array([not missing[name] for name in _task_groups(table)], bool)
     places = np.flatnonzero(whole)
     order = np.lexsort((table["sample_index"].to_numpy()[places], np.asarray(groups.indices)[places]))
     return table.take(pa.array(places[order])), table.take(pa.array(np.flatnonzero(~whole))).to_batches()

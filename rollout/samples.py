@@ -15,6 +15,7 @@ from typing import Any, Literal, cast
 
 import numpy as np
 import pyarrow  # pyright: ignore[reportMissingTypeStubs]
+import pyarrow.compute  # pyright: ignore[reportMissingTypeStubs]
 
 from rollout.breaks import BREAKS, DRIFT, Breaks, cut
 from rollout.errors import UserError, nearest
@@ -22,8 +23,8 @@ from rollout.flat_turns import Bools, FlatTurns, Ints, flat_turns
 from rollout.rows import SCHEMA  # pyright: ignore[reportUnknownVariableType]
 from rollout.sample_columns import columns
 
-pa = cast(Any, pyarrow)
-"""It has no types."""
+pa, pc = cast(Any, pyarrow), cast(Any, pyarrow.compute)
+"""They have no types."""
 Choice = Literal["keep", "mask", "drop"]
 """keep: as any other. mask: the sample is there, so its reward counts in its group, but its loss mask is all 0. drop:
 no sample."""
@@ -36,8 +37,9 @@ SAMPLES = pa.schema(
         pa.field("run_id", pa.string()),
         pa.field("episode_id", pa.string()),
         pa.field("task_id", pa.string()),
-        pa.field("group_id", pa.string()),  # all episodes of a task
-        pa.field("sample_index", pa.int32()),  # of the episode in its group
+        pa.field("group_id", pa.string()),  # all episodes of a task, or of an agent that they began runs of
+        pa.field("sample_index", pa.int32()),  # of the episode in its group; several children of one have the same
+        pa.field("parent_episode_id", pa.string()),  # of a child; null: a sample of the job
         pa.field("resource", pa.string()),
         pa.field("agent", pa.string()),
         pa.field("model", pa.string()),
@@ -123,7 +125,7 @@ def to_samples(
 def left_out(samples: Any) -> LeftOut:
     """What the choices of `to_samples` cost, by cause: truncated, failed, dropped (episodes left out or masked),
     unscored, no_token_ids, no_logprobs, nothing_sampled, untrained (tokens of turns that are not trainable),
-    behind_break (truncate), realigned (tokens that became mask 0).
+    behind_break (truncate), realigned (tokens that became mask 0), children (`without_children`).
 
     Travels with the table through Arrow and Parquet files, and is empty where it was lost (a concatenation keeps the
     first table's): use `summed` over the parts.
@@ -137,6 +139,17 @@ def also_left_out(samples: Any, found: LeftOut) -> Any:
     metadata: dict[bytes, bytes] = samples.schema.metadata or {}
     info = json.loads(metadata.get(_INFO, b"{}")) | {"left_out": summed([left_out(samples), found])}
     return samples.replace_schema_metadata(metadata | {_INFO: json.dumps(info)})
+
+
+def without_children(samples: Any) -> Any:
+    """The samples of the job alone; those of the runs that its agents began are in `left_out`, as `children`."""
+    own = samples["parent_episode_id"].is_null()
+    theirs = samples.filter(pc.invert(own))
+    if not theirs.num_rows:
+        return samples
+    tokens = int(pc.sum(pc.list_flatten(theirs["loss_mask"])).as_py() or 0)
+    found = {"children": {"episodes": pc.count_distinct(theirs["episode_id"]).as_py(), "tokens": tokens}}
+    return also_left_out(samples.filter(own), found)
 
 
 def summed(parts: Iterable[LeftOut]) -> LeftOut:

@@ -16,11 +16,13 @@ import pyarrow.dataset as arrow_dataset  # pyright: ignore[reportMissingTypeStub
 import pyarrow.parquet as parquet  # pyright: ignore[reportMissingTypeStubs]
 from deltalake import DeltaTable
 
+from rollout.rows import task_group
 from rollout.storage import folder
 
 pa, pq, dataset = cast(Any, arrow), cast(Any, parquet), cast(Any, arrow_dataset)
 """They have no types."""
 
+_HEAD = ("task_index", "group_id", "reward", "step", "version_min", "parent_episode_id")
 By = Literal["start", "token"]
 """What a group's age is counted from: the weights when the oldest of its episodes began, or its oldest token."""
 
@@ -53,6 +55,8 @@ class Head:
     step: int | None
     version: int | None
     """Of its oldest token."""
+    child: bool = False
+    """No sample of its own: its tokens are as old as they are, and nothing else counts."""
 
 
 @dataclass(slots=True)
@@ -95,9 +99,9 @@ class Shelf:
         for head in heads:
             group = self._open.setdefault(head.task_index, Ready(head.task_index, head.group_id))
             group.files.add(file)
-            group.rows += 1
+            group.rows += not head.child
             if head.reward is not None:
-                group.rewards.append(head.reward)
+                group.rewards += () if head.child else (head.reward,)
                 age = head.step if self.by == "start" else head.version
                 known = [one for one in (group.oldest, age) if one is not None]
                 group.oldest = min(known, default=None)
@@ -133,13 +137,17 @@ class Shelf:
 
 
 def read_heads(table: str, file: str) -> list[Head]:
-    """Heads of the rows of one file of a run's table. Raises OSError."""
+    """Heads of the rows of one file of a run's table, children first: their parents may make a group whole. Raises
+    OSError."""
     with folder(table).open(file) as source:
-        rows = pq.read_table(source, columns=["task_index", "group_id", "reward", "step", "version_min"])
-    return [
-        Head(row["task_index"], row["group_id"], row["reward"], row["step"], _number(row["version_min"]))
-        for row in rows.to_pylist()
-    ]
+        rows = pq.read_table(source, columns=list(_HEAD))
+    return sorted(map(_head, rows.to_pylist()), key=lambda head: not head.child)
+
+
+def _head(row: dict[str, Any]) -> Head:
+    parent = row["parent_episode_id"]
+    group, version = task_group(row["group_id"], parent), _number(row["version_min"])
+    return Head(row["task_index"], group, row["reward"], row["step"], version, parent is not None)
 
 
 def _number(version: str | None) -> int | None:

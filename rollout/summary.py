@@ -26,17 +26,19 @@ pa = cast(Any, pyarrow)
 """It has no types."""
 Numbers = dict[str, Any]
 
+# Tokens and cost are those of children as well: somebody generated and paid them.
 _OVERALL = """
 SELECT count(*) AS episodes, count(DISTINCT task_index) AS tasks, coalesce(sum(attempt - 1), 0)::BIGINT AS retries,
     avg(num_turns) AS mean_turns, coalesce(sum(num_turns), 0)::BIGINT AS turns,
-    coalesce(sum(prompt_tokens), 0)::BIGINT AS prompt_tokens,
-    coalesce(sum(cached_tokens), 0)::BIGINT AS cached_tokens,
-    coalesce(sum(completion_tokens), 0)::BIGINT AS completion_tokens,
+    (SELECT coalesce(sum(prompt_tokens), 0)::BIGINT FROM all_rows) AS prompt_tokens,
+    (SELECT coalesce(sum(cached_tokens), 0)::BIGINT FROM all_rows) AS cached_tokens,
+    (SELECT coalesce(sum(completion_tokens), 0)::BIGINT FROM all_rows) AS completion_tokens,
+    (SELECT count(*) FROM children) AS children,
     coalesce(sum(tool_calls), 0)::BIGINT AS tool_calls, coalesce(sum(tool_errors), 0)::BIGINT AS tool_errors,
     count(*) FILTER (restored_turns > 0) AS restored, coalesce(sum(restored_turns), 0)::BIGINT AS restored_turns,
     coalesce(sum(restored_tokens), 0)::BIGINT AS restored_tokens,
     count(*) FILTER (restored_turns = 0) AS started_again,
-    sum(cost) AS cost, epoch(max(finished_at) - min(started_at)) AS wall_seconds
+    (SELECT sum(cost) FROM all_rows) AS cost, epoch(max(finished_at) - min(started_at)) AS wall_seconds
 FROM episodes"""
 
 _SECONDS = """
@@ -143,6 +145,8 @@ def _lines(values: Numbers) -> Iterator[tuple[str, str]]:
     if values["restored"] or values["started_again"]:
         yield "continued", _continued(values)
     yield "turns", f"{values['mean_turns']:.2f} an episode, {values['turns']:,} in all"
+    if values["children"]:
+        yield "children", f"{values['children']:,} runs that agents began; in tokens and cost, in nothing else here"
     cached = f" ({values['cached_share']:.0%} cached)" if values["cached_share"] is not None else ""
     yield "tokens", f"{values['prompt_tokens']:,} prompt{cached}, {values['completion_tokens']:,} sampled"
     if values["tool_calls"]:

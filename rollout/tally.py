@@ -16,7 +16,10 @@ Counts = Mapping[str, int]
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """Sums over finished episodes. The empty one is `Tally()`."""
+    """Sums over finished episodes. The empty one is `Tally()`.
+
+    Children are no episodes of the job, but what they took was taken: tokens and cost are sums over them, too.
+    """
 
     statuses: Counts = field(default_factory=dict[str, int])
     """Episodes by status."""
@@ -52,7 +55,8 @@ class Tally:
     def of(cls, trajectory: Trajectory) -> Self:
         """The tally of one episode."""
         failure, drop = trajectory.failure, trajectory.drop_reason
-        completions = [turn.completion for turn in trajectory.turns]
+        family = list(trajectory.family)
+        completions = [turn.completion for one in family for turn in one.turns]
         uses = [use for turn in trajectory.turns for use in turn.tool_uses]
         return cls(
             statuses={trajectory.status.value: 1},
@@ -62,7 +66,7 @@ class Tally:
             retries=trajectory.lease.attempt - 1,
             scored=int(trajectory.reward is not None),
             rewards=trajectory.reward or 0.0,
-            turns=len(completions),
+            turns=len(trajectory.turns),
             prompt_tokens=sum(completion.prompt_tokens or 0 for completion in completions),
             completion_tokens=sum(completion.num_sampled for completion in completions),
             cached_tokens=sum(completion.cached_tokens or 0 for completion in completions),
@@ -72,7 +76,7 @@ class Tally:
             restored_turns=trajectory.restored_turns or 0,
             restored_tokens=trajectory.restored_tokens,
             started_again=int(trajectory.restored_turns == 0),
-            usd=trajectory.cost or 0.0,
+            usd=sum(one.cost or 0.0 for one in family),
         )
 
     def __add__(self, other: Tally) -> Tally:

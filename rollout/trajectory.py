@@ -7,8 +7,8 @@ never stored. Nothing here knows about files, networks, Ray or any tokenizer.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Literal
 
@@ -252,16 +252,28 @@ class Lease:
     """The runner that had the attempt before this one."""
     step: int | None = None
     """Version of the weights when the attempt was handed out, in jobs whose weights change."""
+    path: tuple[tuple[int, str], ...] = ()
+    """Of a child: number and agent of each run on the way from the sample's own to this one."""
 
     @property
-    def episode_id(self) -> str:
-        """The same for every attempt at the same sample."""
+    def sample_id(self) -> str:
+        """The id of the episode that is the sample itself, also for its children."""
         return f"{self.run_id}-{self.task.index}-{self.sample_index}"
 
     @property
+    def episode_id(self) -> str:
+        """The same for every attempt at the same sample. Children are numbered by whoever began them."""
+        return self.sample_id + "".join(f".{number}" for number, _ in self.path)
+
+    @property
+    def parent_episode_id(self) -> str | None:
+        """Whose child it is; None for the samples of a job."""
+        return replace(self, path=self.path[:-1]).episode_id if self.path else None
+
+    @property
     def group_id(self) -> str:
-        """Shared by all samples of a task."""
-        return f"{self.run_id}-{self.task.index}"
+        """Shared by all samples of a task; of children, by those of the same agents on the way to them."""
+        return f"{self.run_id}-{self.task.index}" + "".join(f".{agent}" for _, agent in self.path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -306,6 +318,8 @@ class Trajectory:
     """What the agent's parts did, in order."""
     cost: float | None = None
     """USD of the model calls; None when that of any is not known."""
+    children: tuple[Trajectory, ...] = ()
+    """The runs that its agent began. Their turns, tokens and cost are theirs alone."""
 
     @property
     def status(self) -> Status:
@@ -320,6 +334,13 @@ class Trajectory:
     def reward(self) -> float | None:
         """The verifier's reward; None unless the episode was scored. A failure is never a reward."""
         return self.score.reward if self.score is not None and self.failure is None else None
+
+    @property
+    def family(self) -> Iterator[Trajectory]:
+        """The episode and, behind it, its children, each before its own."""
+        yield self
+        for child in self.children:
+            yield from child.family
 
     @property
     def num_sampled(self) -> int:

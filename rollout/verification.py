@@ -15,7 +15,7 @@ from rollout.database import opened
 from rollout.dataset import open_table
 from rollout.episode_view import visible
 from rollout.findings import Checked, Finding, Known
-from rollout.invariants import check_rows
+from rollout.invariants import ORPHANS, check_rows, orphan
 from rollout.mismatch import Mismatch, excesses
 from rollout.storage import Place
 
@@ -23,9 +23,17 @@ BATCH_ROWS = 256
 """Rows that are held at once."""
 SHOWN = 20
 """Findings on a terminal; --json gives all."""
-_TWICE = "SELECT episode_id, count(*) AS n FROM episodes GROUP BY 1 HAVING n > 1 ORDER BY 1"
+_TWICE = "SELECT episode_id, count(*) AS n FROM all_rows GROUP BY 1 HAVING n > 1 ORDER BY 1"
+_ORPHANS = """
+SELECT episode_id, parent_episode_id AS parent FROM children c
+WHERE NOT EXISTS (SELECT 1 FROM all_rows r WHERE r.episode_id = c.parent_episode_id) ORDER BY 1"""
+_LOST = """
+SELECT episode_id, child FROM (
+    SELECT episode_id, json_extract_string(e.detail, '$.episode_id') AS child
+    FROM all_rows, unnest(events) AS t(e) WHERE e.kind = 'child') n
+WHERE NOT EXISTS (SELECT 1 FROM children c WHERE c.episode_id = n.child) ORDER BY 1, 2"""
 _OPEN = "SELECT count(*) AS n FROM (SELECT group_id FROM episodes GROUP BY 1 HAVING count(*) < ?)"
-_CHOSEN = "SELECT episode_id FROM episodes WHERE completion_tokens > 0 ORDER BY md5(episode_id)"
+_CHOSEN = "SELECT episode_id FROM all_rows WHERE completion_tokens > 0 ORDER BY md5(episode_id)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,13 +106,16 @@ def check_run(
     with opened(run) as database:
         twice = database.rows(_TWICE)
         still_open: int = database.rows(_OPEN, samples_per_task)[0]["n"]
+        orphans, lost = database.rows(_ORPHANS), database.rows(_LOST)
     findings = [Finding("one row a sample", row["episode_id"], f"has {row['n']} rows") for row in twice]
+    findings += [orphan(row["episode_id"], row["parent"]) for row in orphans]
+    findings += [Finding(ORPHANS, row["episode_id"], f"its child {row['child']} has no row") for row in lost]
     checked = Checked()
     rows = cast(Any, open_table(run)).to_pyarrow_dataset()
     for batch in rows.to_batches(batch_size=BATCH_ROWS, batch_readahead=1, fragment_readahead=1):
         if batch.num_rows:
             found, seen = check_rows(batch, known)
-            findings += found
+            findings += [finding for finding in found if finding.rule != ORPHANS or finding not in findings]
             checked += seen
             each(batch, frozenset(finding.episode_id for finding in found))
     return findings, checked, still_open

@@ -26,7 +26,8 @@ LOOK_SECONDS = 1.0
 
 
 async def put_samples(samples: pa.Table, partition: str = "train") -> list[str]:
-    """Puts a table of SAMPLES into a partition; the keys it has there: `GROUP_SAMPLE_SEGMENT`.
+    """Puts a table of SAMPLES into a partition; the keys it has there: `GROUP_SAMPLE_SEGMENT`, for children
+    `EPISODE_SEGMENT`.
 
     A key that is there already is written again. Fields, jagged tensors over samples: `input_ids, position_ids,
     prompts, responses` (int64), `response_mask, loss_mask` (int64, over responses), `rollout_log_probs, rm_scores`
@@ -107,7 +108,9 @@ def _entry(sample: dict[str, Any]) -> tuple[str, dict[str, torch.Tensor], dict[s
         "min_global_steps": _step(sample["version_min"]),
         "max_global_steps": _step(sample["version_max"]),
     }
-    return f"{sample['group_id']}_{sample['sample_index']}_{sample['segment']}", fields, tag
+    own = f"{sample['group_id']}_{sample['sample_index']}"
+    name = own if sample["parent_episode_id"] is None else sample["episode_id"]
+    return f"{name}_{sample['segment']}", fields, tag
 
 
 def _step(version: str | None) -> int | None:

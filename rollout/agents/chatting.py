@@ -12,6 +12,7 @@ from typing import Protocol, runtime_checkable
 from rollout.agents.replies import tool_messages
 from rollout.conduct import Acted, Conduct, Ended, Ready, Said, Sample
 from rollout.errors import BoundaryError
+from rollout.family import Family
 from rollout.protocols import Ledger, Seeded
 from rollout.trajectory import Agent, Message, StopReason, ToolSpec, ToolUse, Turn
 
@@ -54,11 +55,12 @@ class Chatting:
         """See Conduct."""
         return self.inner.tools
 
-    async def open(self, seeded: Seeded) -> tuple[Message, ...]:
+    async def open(self, seeded: Seeded, family: Family) -> tuple[Message, ...]:
         """See Conduct."""
         first = None if self.waits else await self._heard(())
         self._silent = first is None and not self.waits
-        return await self.inner.open(replace(seeded, messages=() if first is None else (first,)))
+        said = () if first is None else (first,)
+        return await self.inner.open(replace(seeded, messages=said), family)
 
     async def prepare(
         self, ledger: Ledger, said: Sequence[Message], turns: Sequence[Turn], sample: Sample

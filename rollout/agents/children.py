@@ -8,15 +8,21 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt
 
+from rollout.conduct import PENALTY, penalized
+from rollout.family import Share
 from rollout.sections import Section
-from rollout.trajectory import Limits
+from rollout.trajectory import Limits, Score
 
 Sharing = Literal["shared", "own", "none", "split"]
+CHILDREN = "children"
+"""The component of a score that says what its children got of it."""
 
 
 class ChildrenConfig(Section):
-    """Runs that an agent begins: agents as tools, and side by side."""
+    """Runs that agents begin: agents as tools, side by side, and in a pipeline. For all agents of the job."""
 
+    spawn: bool = False
+    """Whoever has agents as tools gets the tool `spawn_subagents` as well, which runs several of them side by side."""
     max_depth: Annotated[int, Field(ge=0)] = 2
     """Children of children at most; 0 forbids any."""
     max_children: Annotated[int, Field(ge=0)] = 32
@@ -28,7 +34,19 @@ class ChildrenConfig(Section):
     on_child_error: Literal["fail", "feed_back"] = "fail"
     """When an agent that is a tool breaks: the calling episode fails and is tried again, or its policy is told."""
     reward_sharing: Sharing = "shared"
-    """A child's reward: its parent's (`shared`), its `own`, `none`, or an equal part of the parent's (`split`)."""
+    """A child's reward: its parent's (`shared`), its `own` (what the environment paid in its turns), `none`, or an
+    equal part of the parent's (`split`)."""
+
+
+class PipelineConfig(Section):
+    """A run that makes no model calls itself: its agents run one after the other, each as a child of its own."""
+
+    agents: Annotated[tuple[str, ...], Field(min_length=1)]
+    """Names in sub_agents. The first gets what the user says, each other the answer of the one before it."""
+    rounds: PositiveInt = 1
+    """How often all of them run, in turn."""
+    stop_when: str | None = None
+    """`module:function`, asked after every agent for whether that was the last: gets its name and its answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,3 +112,25 @@ def shared_rewards(
         return reward, (None,) * len(own)
     part = reward / (1 + len(own)) if sharing == "split" else reward
     return part, (part,) * len(own)
+
+
+def scores_shared(sharing: Sharing) -> Share:
+    """`shared_rewards` over scores: what a child did wrong on its way is still taken from what it is given, and a
+    component says where its reward is from."""
+
+    def share(score: Score | None, own: Sequence[Score]) -> tuple[Score | None, Sequence[Score | None]]:
+        if sharing == "own":
+            return score, own
+        reward, given = shared_rewards(sharing, None if score is None else score.reward, [one.reward for one in own])
+        if score is not None and reward is not None and reward != score.reward:
+            components = {**score.components, CHILDREN: reward - score.reward}
+            score = replace(score, reward=reward, components=components)
+        return score, [_given(sharing, part, one) for part, one in zip(given, own, strict=True)]
+
+    return share
+
+
+def _given(sharing: Sharing, reward: float | None, own: Score) -> Score | None:
+    if reward is None:
+        return None
+    return penalized(Score(reward, {sharing: reward}), -own.components.get(PENALTY, 0.0))

@@ -19,19 +19,23 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, cast
 
 from rollout.agents.approval import About, Ruled
+from rollout.agents.child_runs import ChildRuns
+from rollout.agents.children import Place
 from rollout.agents.context import Plan, compacted, due, leading_system
 from rollout.agents.guardrails import Block, Guarded, Retry
 from rollout.agents.handoffs import Handoffs, Taken, conversation
 from rollout.agents.hooks import Rewritten, compared
 from rollout.agents.model_settings import FINAL_BODY, FINAL_MESSAGE, final_uses, next_call
 from rollout.agents.parts import Parts
+from rollout.agents.pipelines import PipelineConduct
 from rollout.agents.pricing import spent
 from rollout.agents.replies import tool_messages
 from rollout.agents.role import Role, last_said, open_role
 from rollout.agents.structured import Reading
 from rollout.agents.tool_rules import Ruling, out_of_retries, unruled
-from rollout.conduct import Acted, Ended, Ready, Said, Sample, acted
+from rollout.conduct import Acted, Conduct, Ended, Ready, Said, Sample, acted
 from rollout.errors import BoundaryError, boundary, describe
+from rollout.family import Family
 from rollout.protocols import Ledger, Seeded
 from rollout.trajectory import (
     Agent,
@@ -58,6 +62,8 @@ class AgentConduct:
     parts: Parts
     lease: Lease
     _seeded: Seeded | None = None
+    _runs: ChildRuns | None = None
+    """Those it may begin."""
     _roles: list[Role] = field(default_factory=list[Role])
     """All that were put to work; the last one is at it."""
     _view: list[Message] = field(default_factory=list[Message])
@@ -92,9 +98,10 @@ class AgentConduct:
         """See Conduct."""
         return () if self._bare else self._role.tools
 
-    async def open(self, seeded: Seeded) -> tuple[Message, ...]:
+    async def open(self, seeded: Seeded, family: Family) -> tuple[Message, ...]:
         """See Conduct. Asks the guardrails on the input."""
         self._seeded = seeded
+        self._runs = ChildRuns(family, seeded, conduct_of, self.parts.budget, Place(len(self.lease.path)))
         if self.parts.team is not None:
             self._handoffs = Handoffs(self.parts.team.max_handoffs, self.parts.team.follow)
         role = await self._enter(self.parts)
@@ -104,7 +111,7 @@ class AgentConduct:
         self, ledger: Ledger, said: Sequence[Message], turns: Sequence[Turn], sample: Sample
     ) -> Ready | StopReason:
         """See Conduct."""
-        if (stop := self._stop or self._spent(turns)) is not None:
+        if (stop := self._stop or self._spent()) is not None:
             return stop
         if self._anew is None:
             self._view += said
@@ -163,11 +170,12 @@ class AgentConduct:
 
     # -- before a call
 
-    def _spent(self, turns: Sequence[Turn]) -> StopReason | None:
-        budget = self.parts.budget
-        if budget is None or budget.episode_usd is None:
+    def _spent(self) -> StopReason | None:
+        """Of the whole episode: other runs of it spend from the same budget."""
+        budget, runs = self.parts.budget, self._runs
+        if budget is None or budget.episode_usd is None or runs is None:
             return None
-        return StopReason.COST if spent(budget.used(turns), budget.episode_usd) else None
+        return StopReason.COST if spent(budget.used(runs.family.all_turns()), budget.episode_usd) else None
 
     async def _hooked(self, turn: int) -> tuple[Message, ...]:
         """Lets `before_llm_call` see the view. What it adds to its end; a view that it rewrites begins anew."""
@@ -360,7 +368,7 @@ class AgentConduct:
 
     async def _enter(self, parts: Parts) -> Role:
         earlier = next((role.instructions for role in self._roles if role.parts is parts), None)
-        role = await open_role(parts, self.lease, self._open, earlier)
+        role = await open_role(parts, self.lease, self._open, earlier, self._runs)
         self._roles.append(role)
         return role
 
@@ -406,3 +414,8 @@ class AgentConduct:
         self, turn: int, kind: str, name: str, detail: Mapping[str, Json] | None = None, seconds: float = 0.0
     ) -> None:
         self._events.append(Event(turn, kind, name, detail or {}, seconds))
+
+
+def conduct_of(parts: Parts, lease: Lease) -> Conduct:
+    """How an agent goes about one attempt at an episode, or about a run in it."""
+    return AgentConduct(parts, lease) if parts.pipeline is None else PipelineConduct(parts, lease, conduct_of)

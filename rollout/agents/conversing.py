@@ -13,6 +13,7 @@ from rollout.agents.role import last_said
 from rollout.agents.traces import Price, summaries, summed_up
 from rollout.conduct import Acted, Conduct, Ended, Ready, Said, Sample
 from rollout.errors import BoundaryError
+from rollout.family import Family
 from rollout.protocols import Ledger, Seeded
 from rollout.trajectory import Agent, Event, Message, StopReason, ToolSpec, Turn
 
@@ -50,7 +51,7 @@ class Conversing:
         """See Conduct."""
         return self.inner.tools
 
-    async def open(self, seeded: Seeded) -> tuple[Message, ...]:
+    async def open(self, seeded: Seeded, family: Family) -> tuple[Message, ...]:
         """See Conduct."""
         self._session = session = await self.opens()
         first = leading_system(seeded.messages)
@@ -60,7 +61,9 @@ class Conversing:
             detail = {"messages": len(history), "state": dict(session.state), "kept": session.log is not None}
             self._events.append(Event(0, "session", session.id, detail))
         with working_at(session):
-            told = await self.inner.open(replace(seeded, messages=(*seeded.messages[:first], *history, *spoken)))
+            told = await self.inner.open(
+                replace(seeded, messages=(*seeded.messages[:first], *history, *spoken)), family
+            )
         self._new = (*results, *told[len(told) - len(spoken) :])
         self._input = last_said((*history, *spoken))
         return told

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -11,7 +11,9 @@ from typing import Any, cast
 
 from rollout.agents.approval import Approvals
 from rollout.agents.approval_queue import ApprovalQueue
-from rollout.agents.conduct import AgentConduct
+from rollout.agents.child_runs import tool_names
+from rollout.agents.children import ChildrenConfig
+from rollout.agents.conduct import conduct_of
 from rollout.agents.context import ContextConfig
 from rollout.agents.conversing import Conversing
 from rollout.agents.functions import FunctionTools
@@ -21,17 +23,18 @@ from rollout.agents.hooks import Hooks
 from rollout.agents.mcp_tools import McpServers
 from rollout.agents.memory_tools import Memories, open_memories
 from rollout.agents.model_settings import model_settings
-from rollout.agents.parts import Budget, Parts, Shortening, Team
-from rollout.agents.section import AgentConfig, MemberConfig
+from rollout.agents.parts import Budget, Crew, Parts, Pipeline, Shortening, Team
+from rollout.agents.section import AgentConfig, MemberConfig, SubAgentConfig
 from rollout.agents.skills import load_skills
 from rollout.agents.stored_sessions import StoredSessions, open_sessions
 from rollout.agents.tool_section import ToolConfig, rules
 from rollout.conduct import Conduct
 from rollout.errors import UserError
+from rollout.references import load_function
 from rollout.trajectory import Agent, Lease, Sampling, Turn
 
 _PATHS = re.compile(
-    r"\.(ref|check|function|when|skills|skill_dirs|path|snapshot|output_schema|service|history_filter)$|\.hooks\.\w+$"
+    r"\.(ref|check|function|when|skills|skill_dirs|path|snapshot|output_schema|service|history_filter|stop_when)$|\.hooks\.\w+$"
 )
 """Keys whose text may be a file, or a function in one."""
 
@@ -47,7 +50,7 @@ class Loaded:
 
     def conduct(self, agent: Agent, lease: Lease) -> Conduct:
         """How the agent goes about one attempt at an episode."""
-        conduct, sessions, budget = AgentConduct(self.parts, lease), self.sessions, self.parts.budget
+        conduct, sessions, budget = conduct_of(self.parts, lease), self.sessions, self.parts.budget
         if sessions is None:
             return conduct
         model = "" if budget is None else budget.model
@@ -108,7 +111,7 @@ def _located(value: Any, key: str) -> Any:
 async def load_agent(config: AgentConfig, around: Around) -> Loaded:
     """The agent that section `agent` describes. Raises UserError, one line that begins with the key, for what cannot
     be used."""
-    found = _Found()
+    found = _Found(config.children)
     parts = await _member(config, config.name, around, "agent", found)
     sessions = None if config.sessions is None else await open_sessions(config.sessions, config.name)
     return Loaded(replace(parts, budget=around.budget), found.memories, found.servers, sessions)
@@ -120,6 +123,9 @@ def _price(budget: Budget, turn: Turn, prompt: int | None) -> float | None:
 
 @dataclass(slots=True)
 class _Found:
+    """What is of the whole job while its agents are loaded."""
+
+    children: ChildrenConfig
     memories: list[Memories] = field(default_factory=list[Memories])
     servers: list[McpServers] = field(default_factory=list[McpServers])
 
@@ -161,19 +167,45 @@ async def _member(config: MemberConfig, name: str, around: Around, key: str, fou
         force_final=config.on_max_iterations == "force_final",
         trainable=config.trainable,
         team=await _team(config, around, key, found),
+        crew=await _crew(config, around, key, found),
+        pipeline=_pipeline(config, key),
     )
 
 
 async def _team(config: MemberConfig, around: Around, key: str, found: _Found) -> Team | None:
-    if not config.sub_agents:
+    """The agents that it may hand over to."""
+    several = {name: one for name, one in config.sub_agents.items() if one.use == "handoff"}
+    if not several or config.pipeline is not None:
         return None
-    place = f"{key}.sub_agents"
-    tools, targets = handoff_tools({name: one.description for name, one in config.sub_agents.items()}, place)
-    agents = {
-        name: await _member(one, name, around, f"{place}.{name}", found) for name, one in config.sub_agents.items()
-    }
-    told = config.handoffs
+    tools, targets = handoff_tools(_purposes(several), f"{key}.sub_agents")
+    agents, told = await _members(several, around, key, found), config.handoffs
     return Team(agents, tools, targets, told.follow, told.max_handoffs, told.filter(f"{key}.handoffs"))
+
+
+async def _crew(config: MemberConfig, around: Around, key: str, found: _Found) -> Crew | None:
+    """The agents that it may begin runs of."""
+    whole = config.pipeline is not None
+    several = {name: one for name, one in config.sub_agents.items() if whole or one.use == "tool"}
+    if not several:
+        return None
+    tool_names(several, f"{key}.sub_agents")
+    return Crew(await _members(several, around, key, found), _purposes(several), found.children)
+
+
+async def _members(several: Mapping[str, SubAgentConfig], around: Around, key: str, found: _Found) -> dict[str, Parts]:
+    place = f"{key}.sub_agents"
+    return {name: await _member(one, name, around, f"{place}.{name}", found) for name, one in several.items()}
+
+
+def _purposes(several: Mapping[str, SubAgentConfig]) -> dict[str, str]:
+    return {name: one.description for name, one in several.items()}
+
+
+def _pipeline(config: MemberConfig, key: str) -> Pipeline | None:
+    if (told := config.pipeline) is None:
+        return None
+    stop_when = None if told.stop_when is None else load_function(told.stop_when, f"{key}.pipeline.stop_when")
+    return Pipeline(told.agents, told.rounds, stop_when, config.handoffs.max_handoffs)
 
 
 def _shortening(config: ContextConfig, window: int | None) -> Shortening | None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from rollout.agents.approval import Approvals
+from rollout.agents.children import ChildrenConfig
 from rollout.agents.context import ContextRule
 from rollout.agents.functions import FunctionTools
 from rollout.agents.guardrails import Guardrails
@@ -76,6 +78,10 @@ class Parts:
     budget: Budget | None = None
     team: Team | None = None
     """The agents it may hand over to."""
+    crew: Crew | None = None
+    """The agents it may begin runs of,"""
+    pipeline: Pipeline | None = None
+    """which it does in a fixed order where it makes no model calls itself."""
 
     @property
     def extras(self) -> Extras:
@@ -96,3 +102,25 @@ class Team:
     max_handoffs: int = 10
     kept: HistoryFilter = list
     """What the next agent sees of what was said before."""
+
+
+@dataclass(frozen=True, slots=True)
+class Crew:
+    """Agents that a run may begin as children. Their own crews are found through them."""
+
+    agents: Mapping[str, Parts]
+    purposes: Mapping[str, str]
+    """What each is for."""
+    rules: ChildrenConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Pipeline:
+    """Agents of the crew, one after the other."""
+
+    agents: tuple[str, ...]
+    rounds: int = 1
+    stop_when: Callable[..., Any] | None = None
+    """(agent that has just run, its answer) -> whether that is the end."""
+    max_handoffs: int = 10
+    """How often a stage may hand over to another agent of the crew."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from rollout.agents.call_gates import CallGates
+from rollout.agents.child_runs import ChildRuns
 from rollout.agents.instructions import Facts, SystemPrompt
 from rollout.agents.open_session import at_hand
 from rollout.agents.parts import Parts
@@ -50,24 +51,28 @@ class Role:
         return [spec.name for spec in self.tools]
 
 
-async def open_role(parts: Parts, lease: Lease, seeded: Seeded, earlier: str | None = None) -> Role:
-    """Puts an agent to work on an episode; `earlier` are its instructions of the last time it was at work there.
-    Nothing stays open when it raises.
+async def open_role(
+    parts: Parts, lease: Lease, seeded: Seeded, earlier: str | None = None, runs: ChildRuns | None = None
+) -> Role:
+    """Puts an agent to work on an episode; `earlier` are its instructions of the last time it was at work there, `runs`
+    those that it may begin. Nothing stays open when it raises.
 
     Raises BoundaryError of kind seed for what cannot be opened, UserError for tools of one name.
     """
     async with boundary(FailureKind.SEED, f"agent {parts.agent.name}", OPEN_SECONDS):
         sets: list[ToolSet] = []
         try:
-            return await _open(parts, lease, seeded, earlier, sets)
+            return await _open(parts, lease, seeded, earlier, runs, sets)
         except BaseException:
             await asyncio.gather(*(one.close() for one in sets), return_exceptions=True)
             raise
     raise AssertionError("a boundary swallows nothing")
 
 
-async def _open(parts: Parts, lease: Lease, seeded: Seeded, earlier: str | None, sets: list[ToolSet]) -> Role:
-    memory = None
+async def _open(
+    parts: Parts, lease: Lease, seeded: Seeded, earlier: str | None, runs: ChildRuns | None, sets: list[ToolSet]
+) -> Role:
+    memory, rules = None, parts.rules
     if parts.functions is not None:
         sets.append(parts.functions)
     if parts.skills is not None:
@@ -77,10 +82,14 @@ async def _open(parts: Parts, lease: Lease, seeded: Seeded, earlier: str | None,
         sets.append(memory.tools())
     if parts.servers is not None:
         sets.append(await parts.servers.open())
+    if runs is not None and parts.crew is not None:
+        agents = runs.tools(parts.crew)
+        rules = runs.rules(agents, rules)
+        sets += agents
     gates = CallGates(parts.guardrails, parts.hooks)
     box = ToolBox(
         tuple(sets),
-        parts.rules,
+        rules,
         parallel=parts.parallel and parts.team is None,  # any call may be the one that hands over
         max_concurrency=parts.max_concurrency,
         max_output=parts.max_output,

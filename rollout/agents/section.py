@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from rollout.agents.approval_section import ApprovalConfig
+from rollout.agents.children import ChildrenConfig, PipelineConfig
 from rollout.agents.context import ContextConfig
 from rollout.agents.conversation_stores import ConversationsConfig
 from rollout.agents.guardrails import GuardrailConfig
@@ -21,6 +22,7 @@ from rollout.agents.retry import RetryConfig
 from rollout.agents.skills import SkillsConfig
 from rollout.agents.structured import OutputConfig
 from rollout.agents.tool_section import ToolConfig
+from rollout.errors import nearest
 from rollout.sections import WHOLE
 from rollout.trajectory import Agent, Sampling
 
@@ -52,7 +54,9 @@ class MemberConfig(InstructionsConfig, SkillsConfig, ModelSettingsConfig, Output
     context: ContextConfig = ContextConfig()
     """What happens when a conversation gets long."""
     sub_agents: dict[str, SubAgentConfig] = Field(default_factory=dict[str, "SubAgentConfig"])
-    """Agents it may hand over to, by name."""
+    """Agents it may hand over to, or begin runs of, by name."""
+    pipeline: PipelineConfig | None = None
+    """It runs its sub_agents in a fixed order instead of making model calls."""
     handoffs: HandoffsConfig = HandoffsConfig()
     """How a run goes on when it hands over."""
     trainable: bool = True
@@ -69,10 +73,13 @@ class MemberConfig(InstructionsConfig, SkillsConfig, ModelSettingsConfig, Output
 
 
 class SubAgentConfig(MemberConfig):
-    """An agent that another one may hand over to."""
+    """An agent that another one may hand over to, or begin a run of."""
 
     description: str = ""
-    """What it is for, as the one who hands over reads it."""
+    """What it is for, as the one who calls it reads it."""
+    use: Literal["handoff", "tool"] = "handoff"
+    """Whether it takes the conversation over, or is a tool that plays an episode of its own and answers. The agents of
+    a pipeline do neither."""
 
 
 class AgentConfig(MemberConfig):
@@ -83,6 +90,8 @@ class AgentConfig(MemberConfig):
     """Further attempts at model calls that failed; when not given, model.retries says how many an endpoint gets."""
     sessions: ConversationsConfig | None = None
     """Where conversations are kept that chats go on in and tasks begin with; nowhere when not given."""
+    children: ChildrenConfig = ChildrenConfig()
+    """What the runs may do that agents begin."""
 
     def value(self, sampling: Sampling) -> Agent:
         """What of it a plain agent is."""
@@ -90,11 +99,41 @@ class AgentConfig(MemberConfig):
         return Agent(self.name, words, self.chosen, sampling)
 
     @model_validator(mode="after")
+    def _has_pipelines_that_can_run(self) -> Self:
+        _check_pipelines(self, "agent")
+        return self
+
+    @model_validator(mode="after")
     def _names_agents_once(self) -> Self:
         if self.name in self.sub_agents:
             line = "agent.sub_agents.{name}: is the name of the agent itself; expected another"
             raise PydanticCustomError(WHOLE, line, {"name": self.name})
         return self
+
+
+_OF_A_PIPELINE = frozenset({"pipeline", "sub_agents", "handoffs", "max_iterations"})
+"""Keys that say something where no model call is made; max_iterations is everybody's (run.limits.max_turns)."""
+
+
+def _check_pipelines(config: MemberConfig, key: str) -> None:
+    """Raises for pipelines of agents there are not, and for one that is told what only a model call could mean."""
+    for name, one in config.sub_agents.items():
+        if one.pipeline is not None and one.use == "handoff" and config.pipeline is None:
+            line = "{key}.sub_agents.{name}.use: a pipeline cannot be handed over to; expected tool"
+            raise PydanticCustomError(WHOLE, line, {"key": key, "name": name})
+        _check_pipelines(one, f"{key}.sub_agents.{name}")
+    if config.pipeline is None:
+        return
+    for name in config.pipeline.agents:
+        if name not in config.sub_agents:
+            line = "{key}.pipeline.agents: there is no sub-agent '{name}'{near}"
+            near = nearest(name, config.sub_agents)
+            raise PydanticCustomError(WHOLE, line, {"key": key, "name": name, "near": near})
+    for name, told in MemberConfig.model_fields.items():
+        same = getattr(config, name) == told.get_default(call_default_factory=True)
+        if name not in _OF_A_PIPELINE and not same:
+            line = "{key}.{name}: a pipeline makes no model calls; expected it in one of {key}.sub_agents"
+            raise PydanticCustomError(WHOLE, line, {"key": key, "name": name})
 
 
 MemberConfig.model_rebuild()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import json
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -29,6 +30,10 @@ class Result:
 
     value: Json
     handoff: Handoff | None = None
+    done: bool = False
+    """The environment has ended in it."""
+    reward: float | None = None
+    """What the environment paid in it."""
 
     @property
     def text(self) -> str:
@@ -38,7 +43,7 @@ class Result:
 
 Run = Callable[[str, str], Awaitable[Result]]
 """(agent's name, input) -> its result."""
-StopWhen = Callable[[str, Result], bool]
+StopWhen = Callable[[str, Result], Awaitable[bool]]
 """(agent that has just run, its result) -> whether that is the end."""
 
 
@@ -71,7 +76,7 @@ async def loop_pipeline(
     for _ in range(max_rounds):
         for agent in agents:
             result = await _bounded(run, agent, given, seconds)
-            if stop_when(agent, result):
+            if await stop_when(agent, result):
                 return result
             given = result.text
     return Result(given)
@@ -104,7 +109,7 @@ async def spawn_subagents(
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(one(agent, given)) for agent, given in jobs]
     except BaseExceptionGroup as several:
-        raise several.exceptions[0] from None
+        raise several.exceptions[0] from several.exceptions[0].__cause__
     return tuple(task.result() for task in tasks)
 
 
@@ -150,6 +155,7 @@ class AgentTool:
             task = msgspec.json.decode(call.arguments, type=_Task).task
         except (msgspec.DecodeError, UnicodeEncodeError):
             return _error("expected a JSON object with the text `task`")
+        began = time.monotonic()
         try:
             result = await _bounded(self._run, self._agent, task, seconds)
         except BoundaryError as error:
@@ -158,7 +164,8 @@ class AgentTool:
             if self._feed_back:
                 return _error(str(error))
             raise
-        return ToolResult(result.text)
+        took = time.monotonic() - began
+        return ToolResult(result.text, done=result.done, reward=result.reward, seconds=took)
 
     async def close(self) -> None:
         """Nothing is held between calls: a call that is cancelled cancels its child."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import pyarrow  # pyright: ignore[reportMissingTypeStubs]
+import pyarrow.compute  # pyright: ignore[reportMissingTypeStubs]
 
 from rollout.advantages import Estimator, GroupChoice, with_advantages
 from rollout.breaks import Breaks
@@ -20,13 +21,13 @@ from rollout.export.sample import samples_of
 from rollout.export.writing import write_jsonl, write_parquet
 from rollout.run_folder import read_run
 from rollout.sample_reading import read_samples
-from rollout.samples import Choice, LeftOut, left_out, summed
+from rollout.samples import Choice, LeftOut, left_out, summed, without_children
 from rollout.scores import find as find_scores
 from rollout.scores import overlaid
 from rollout.storage import Place, inside
 
-pa = cast(Any, pyarrow)
-"""It has no types."""
+pa, pc = cast(Any, pyarrow), cast(Any, pyarrow.compute)
+"""They have no types."""
 _SUFFIXES = (".parquet", ".jsonl")
 _ROWS = 64
 """Episodes with their messages that are Python objects at once."""
@@ -82,6 +83,8 @@ def _samples(run: Place, asked: Asked, form: TokenFormat, path: Place) -> list[t
                 incomplete=incomplete,
                 group_size=size,
             )
+            if form.equal_groups:
+                made = without_children(made)
             lost.append(left_out(made))
             yield made
 
@@ -138,5 +141,8 @@ def _write(path: Place, rows: Iterator[Row], schema: Any) -> None:
 def _rows(run: Place, score: str | None) -> Iterator[Row]:
     version = None if score is None else find_scores(run, score)
     dataset = cast(Any, open_table(run)).to_pyarrow_dataset()
-    for batch in dataset.to_batches(columns=list(COLUMNS), batch_size=_ROWS, batch_readahead=1, fragment_readahead=1):
-        yield from overlaid(run, pa.Table.from_batches([batch]), version).to_pylist(maps_as_pydicts="lossy")
+    for batch in dataset.to_batches(
+        columns=[*COLUMNS, "parent_episode_id"], batch_size=_ROWS, batch_readahead=1, fragment_readahead=1
+    ):
+        own = pa.Table.from_batches([batch]).filter(pc.field("parent_episode_id").is_null())
+        yield from overlaid(run, own, version).to_pylist(maps_as_pydicts="lossy")

@@ -19,7 +19,7 @@ pa = cast(Any, pyarrow)
 """It has no types."""
 Array = np.ndarray[Any, np.dtype[Any]]
 _TOKENS = ("token_ids", "loss_mask", "logprobs", "step_rewards")
-_ORDER = ("group_id", "sample_index", "segment")
+_ORDER = ("group_id", "sample_index", "episode_id", "segment")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +52,8 @@ class Sample:
     """Of the sample in this export, from 0; so the next two of its episode and its group."""
     episode_number: int = 0
     group_number: int = 0
+    parent_episode_id: str | None = None
+    """Of a child."""
 
     @property
     def prompt_ids(self) -> Array:
@@ -120,7 +122,8 @@ ROLLOUT = pa.struct(
 def samples_of(tables: Iterable[Any]) -> Iterator[Sample]:
     """The samples of tables of SAMPLES, groups and siblings together, in order of sample index and segment.
 
-    A group is in one table; that is what the numbers of groups and episodes rely on.
+    Children have the sample index of the sample they belong to. A group is in one table; that is what the numbers of
+    groups and episodes rely on.
     """
     number = episode = group = -1
     before = ("", "")

@@ -36,6 +36,8 @@ def generator_output(sample: Sample) -> dict[str, Any]:
     rewards = np.zeros(len(sample.response_ids), np.float32)
     if sample.is_last and len(rewards):
         rewards[-1] = sample.reward
+    own = sample.parent_episode_id is None
+    repetition = sample.sample_index if own else sample.episode_number  # of a child: a sample may have several
     return {
         "prompt_token_ids": sample.prompt_ids,
         "response_ids": sample.response_ids,
@@ -43,7 +45,7 @@ def generator_output(sample: Sample) -> dict[str, Any]:
         "loss_masks": sample.response_mask,
         "stop_reasons": "length" if sample.truncated else "stop",
         "rollout_logprobs": sample.response_logprobs,
-        "trajectory_ids": {"instance_id": sample.group_id, "repetition_id": sample.sample_index},
+        "trajectory_ids": {"instance_id": sample.group_id, "repetition_id": repetition},
         "is_last_step": sample.is_last,
         "rollout": sample.rollout(),
     }

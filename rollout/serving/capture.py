@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from rollout.conduct import answer
-from rollout.segments import as_message
+from rollout.parsing import as_message
 from rollout.serving.prefixes import Entry
 from rollout.tool_use import skipped
 from rollout.trajectory import Completion, Message, Sampling, Segment, ToolResult, ToolUse, Turn

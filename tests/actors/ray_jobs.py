@@ -237,12 +237,13 @@ def rows(run: Place) -> list[dict[str, Any]]:
 
 
 def keys(run: Place) -> list[tuple[int, int]]:
-    """(task, sample) of every committed row; none while there is no run yet."""
+    """(task, sample) of every committed row but those of children; none while there is no run yet."""
     try:
-        table = open_table(run).to_pyarrow_table(columns=["task_index", "sample_index"])
+        table = open_table(run).to_pyarrow_table(columns=["task_index", "sample_index", "parent_episode_id"])
     except UserError:
         return []
-    return [(row["task_index"], row["sample_index"]) for row in table.to_pylist()]
+    own = (row for row in table.to_pylist() if row["parent_episode_id"] is None)
+    return [(row["task_index"], row["sample_index"]) for row in own]
 
 
 def assert_one_each(run: Place, tasks: int, samples: int = 1) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import yaml
-from ray_jobs import Jobs, assert_one_each, rows, until
+from ray_jobs import Jobs, assert_one_each, keys, rows, until
 
 from rollout.agents.approval_queue import REQUESTS, pending
 
@@ -160,3 +161,32 @@ def test_a_person_comes_back_to_a_session_and_a_job_begins_with_it(jobs: Jobs) -
 def approve(jobs: Jobs, *arguments: object) -> str:
     command = [sys.executable, "-m", "rollout", "approve", *map(str, arguments)]
     return subprocess.run(command, env=jobs.env, capture_output=True, text=True, check=True, timeout=60).stdout
+
+
+def test_agents_begin_runs_of_others_and_all_of_a_family_is_committed_once(jobs: Jobs) -> None:
+    jobs_of = [{"agent": "a", "input": "one"}, {"agent": "b", "input": "two"}]
+    told = {
+        "sub_agents": {"a": {"use": "tool"}, "b": {"use": "tool", "trainable": False}},
+        "children": {"spawn": True},
+    }
+    # The scripted engine knows lines by turn alone: a child says the first one, too, whose tool it has not.
+    file = conf(jobs.folder, call("spawn_subagents", jobs=jobs_of), "Done.", **told)
+    sizes = ("scheduler.runners=2", "model.latency_seconds=0.2")
+    run = jobs.start("run", *sizes, conf=file)
+    run.until_rows(5)
+    run.process.send_signal(signal.SIGINT)
+    assert run.wait() == 75, run.said()
+    assert len(rows(run.folder)) == 3 * len(keys(run.folder)) < 60
+    run = jobs.finish("run", *sizes, "--resume", conf=file)
+    assert_one_each(run.folder, 20)
+    everything = {row["episode_id"]: row for row in rows(run.folder)}
+    assert len(everything) == 60
+    for name, row in everything.items():
+        if row["parent_episode_id"] is None:
+            assert [event["kind"] for event in row["events"]] == ["child", "child"]
+            assert {f"{name}.1", f"{name}.2"} <= everything.keys()
+            (spawned,) = row["turns"][0]["tool_calls"]
+            assert [one["result"] for one in json.loads(spawned["result"])] == ["Done.", "Done."]
+    command = [sys.executable, "-m", "rollout", "verify", str(run.folder)]
+    checked = subprocess.run(command, env=jobs.env, capture_output=True, text=True, check=False, timeout=60)
+    assert (checked.returncode, "every rule holds" in checked.stdout) == (0, True), checked.stdout

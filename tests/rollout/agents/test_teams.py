@@ -6,7 +6,17 @@ from collections.abc import Callable
 import pytest
 
 from rollout.agents.handoffs import Handoff
-from rollout.agents.teams import AgentTool, Result, Run, fan_out, folded, loop_pipeline, run_pipeline, spawn_subagents
+from rollout.agents.teams import (
+    AgentTool,
+    Result,
+    Run,
+    StopWhen,
+    fan_out,
+    folded,
+    loop_pipeline,
+    run_pipeline,
+    spawn_subagents,
+)
 from rollout.errors import BoundaryError, ToolError, UserError
 from rollout.trajectory import Failure, FailureKind, ToolCall
 
@@ -37,6 +47,13 @@ def echo(agent: str, given: str) -> Result:
     if given == "bad":
         raise ValueError("a child broke")
     return Result(f"{agent}({given})")
+
+
+def ends_behind(last: str | None) -> StopWhen:
+    async def stop(agent: str, result: Result) -> bool:
+        return agent == last
+
+    return stop
 
 
 async def never(agent: str, given: str) -> Result:
@@ -71,7 +88,7 @@ async def test_vector_13_a_pipeline_keeps_the_old_input_where_the_message_is_emp
 
 async def test_vector_13_a_loop_ends_after_five_rounds_with_text() -> None:
     run = Agents(lambda agent, given: Result({"n": len(given)}))
-    result = await loop_pipeline(run, ["a", "b"], "in", lambda agent, result: False, SECONDS)
+    result = await loop_pipeline(run, ["a", "b"], "in", ends_behind(None), SECONDS)
     assert result.value == '{"n": 8}'
     assert [agent for agent, _ in run.asked] == ["a", "b"] * 5
     assert run.asked[1] == ("b", '{"n": 2}')
@@ -79,12 +96,12 @@ async def test_vector_13_a_loop_ends_after_five_rounds_with_text() -> None:
 
 async def test_vector_13_a_loop_asks_after_every_agent_and_gives_the_raw_result() -> None:
     run = Agents(lambda agent, given: Result({"by": agent}))
-    result = await loop_pipeline(run, ["a", "b", "c"], "in", lambda agent, result: agent == "b", SECONDS)
+    result = await loop_pipeline(run, ["a", "b", "c"], "in", ends_behind("b"), SECONDS)
     assert result.value == {"by": "b"}
     assert len(run.asked) == 2
     for agents, rounds in (([], 5), (["a"], 0)):
         with pytest.raises(ValueError, match="at least one agent"):
-            await loop_pipeline(run, agents, "in", lambda agent, result: True, SECONDS, rounds)
+            await loop_pipeline(run, agents, "in", ends_behind("a"), SECONDS, rounds)
 
 
 async def test_vector_13_results_of_a_fan_out_are_in_order_and_bounded() -> None:
