@@ -84,7 +84,7 @@ class Parts:
         self._kind: Said = "content"
         self._said = False
         """The open part has a text."""
-        self._held = ""
+        self._held: str = ""
         """Blanks that belong to the part only if something follows them."""
         self._calls = 0
         self._id = ""

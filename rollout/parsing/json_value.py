@@ -44,6 +44,8 @@ class JsonValue:
         Gives where it stopped: behind the value, at what broke it, or where more is needed. What stands before that
         place is never looked at again.
         """
+        if self.broken:
+            return at
         size = len(text)
         if not self.begun and at < size:
             self.begun = True

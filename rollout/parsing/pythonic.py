@@ -22,7 +22,7 @@ class PythonicCalls:
         self._parts = parts
         self._close = close
         self._text = ""
-        self._at = 0
+        self._at: int = 0
         self._begins = -1
         """Of the call that is being read; -1 where none is."""
         self._depth = 0

@@ -103,8 +103,8 @@ class TaggedCall:
         if not name:
             return self._lose("it has no name")
         self._parts.name_call(name)
-        parameters = next((tool.parameters for tool in self._tools if tool.name == name), {})
-        self._schemas = _mapping(parameters.get("properties"))
+        offered = next((tool.parameters for tool in self._tools if tool.name == name), None)
+        self._schemas = _mapping(_mapping(offered).get("properties"))
         self._at = self._looked = at + len(tags.after_name)
         self._state = _BETWEEN
         return -1
@@ -217,9 +217,9 @@ def _written(text: str, schema: Mapping[str, Json]) -> str:
 def _types(schema: Mapping[str, Json]) -> set[str]:
     """JSON types that a schema allows; none where it does not say."""
     named = schema.get("type")
-    found = (
-        {named} if isinstance(named, str) else set(cast(list[str], named)) if isinstance(named, list) else set[str]()
-    )
+    found = {named} if isinstance(named, str) else set[str]()
+    if isinstance(named, list):
+        found = set(cast(list[str], named))
     for choice in (*schema.get("anyOf", ()), *schema.get("oneOf", ())):
         found |= _types(_mapping(choice))
     for value in schema.get("enum", ()) if not found else ():
@@ -235,8 +235,9 @@ def _type(value: object) -> set[str]:
         return {"boolean"}
     if isinstance(value, int) or (isinstance(value, float) and value.is_integer()):
         return {"integer", "number"}
-    named = {float: "number", str: "string", list: "array", dict: "object"}
-    return {named[type(value)]}
+    if isinstance(value, float):
+        return {"number"}
+    return {"string" if isinstance(value, str) else "array" if isinstance(value, list) else "object"}
 
 
 def _mapping(value: object) -> Mapping[str, Json]:
