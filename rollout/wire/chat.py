@@ -119,7 +119,7 @@ class _Request(Hinted, kw_only=True):
     reasoning_effort: str | None = None
     thinking_token_budget: Count | None = None
     chat_template_kwargs: Object | None = None
-    functions: msgspec.Raw | None = None
+    functions: Any = None
 
 
 _decoder = msgspec.json.Decoder(_Request)

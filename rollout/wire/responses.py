@@ -89,8 +89,8 @@ class _Request(Hinted, kw_only=True):
     truncation: str | None = None
     chat_template_kwargs: Object | None = None
     structured_outputs: Object | None = None
-    prompt: msgspec.Raw | None = None
-    conversation: msgspec.Raw | None = None
+    prompt: Any = None
+    conversation: Any = None
 
 
 _decoder = msgspec.json.Decoder(_Request)
@@ -190,7 +190,6 @@ def _echo(request: _Request, tools: Sequence[_Tool]) -> dict[str, Any]:
         "prompt_cache_key": request.prompt_cache_key,
         "reasoning": {} if reasoning is None else msgspec.to_builtins(reasoning),
         "service_tier": "default",
-        "store": request.store is not False,
         "temperature": request.temperature,
         "text": {"format": {"type": "text"}} if text is None or text.format is None else _text(text.format),
         "tool_choice": msgspec.to_builtins(choice) if isinstance(choice, _Chosen) else choice or "auto",

@@ -152,9 +152,7 @@ class ResponsesStream:
         text = "".join(self._texts)
         done, place = b"", self._place
         if self._kind == "call":
-            name = self._call.name if self._call is not None else ""
-            data = {**place, "name": name, "arguments": text}
-            done = self._event("response.function_call_arguments.done", data)
+            done = self._event("response.function_call_arguments.done", {**place, "arguments": text})
         else:
             kind = _DELTAS[self._kind].removesuffix("delta") + "done"
             logprobs: dict[str, Any] = {"logprobs": []} if self._kind == "content" else {}
