@@ -5,7 +5,7 @@ import sys
 
 
 def test_the_router_finds_as_much_cached_as_hashing_and_is_balanced_better() -> None:
-    command = [sys.executable, "-m", "scripts.simulate_routing", "--replicas=8", "--slots=16", "--groups=48"]
+    command = [sys.executable, "-m", "scripts.simulate_routing", "--replicas=24", "--slots=16", "--groups=144"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100)
     assert (done.returncode, done.stderr) == (0, "")
     cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in done.stdout.splitlines() if line[:1] == "│"]
@@ -14,4 +14,5 @@ def test_the_router_finds_as_much_cached_as_hashing_and_is_balanced_better() -> 
     assert cached["round robin"] < 60 < cached["router"]
     assert cached["power of two"] < 60
     assert cached["router"] > cached["session by hash"] - 1
-    assert 1 <= balance["router"] < balance["session by hash"] < balance["group by hash"]
+    assert 1 <= balance["router"] < 1.25 < balance["group by hash"]
+    assert balance["router"] < balance["session by hash"]

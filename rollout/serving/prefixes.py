@@ -230,11 +230,13 @@ def _message(message: Entry, rules: Sequence[Rule], removed: dict[str, int]) -> 
 
 def _part(part: Any, rules: Sequence[Rule], removed: dict[str, int]) -> Any:
     """A part of a content; None when the rules have left nothing of it."""
-    if not isinstance(part, Mapping) or not isinstance(text := cast(Entry, part).get("text"), str):
-        return cast(Any, part)
-    if (told := _text(text, rules, removed)) is text:
-        return cast(Any, part)
-    return {**part, "text": told} if told else None
+    if not isinstance(part, Mapping):
+        return part
+    entry = cast(Entry, part)
+    text: Json = entry.get("text")
+    if not isinstance(text, str) or (told := _text(text, rules, removed)) is text:
+        return entry
+    return {**entry, "text": told} if told else None
 
 
 def _text(text: str, rules: Sequence[Rule], removed: dict[str, int]) -> str:

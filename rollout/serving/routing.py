@@ -93,7 +93,10 @@ class _Replica:
 
 @dataclass(slots=True)
 class _Session:
-    replica: str
+    name: str
+    """Of its replica,"""
+    replica: _Replica
+    """which may be gone, whoever has its name now."""
     at: float
 
 
@@ -151,7 +154,7 @@ class Router:
     def close(self, session: str) -> None:
         """No call of the session follows. Nothing for one that is not known."""
         if (known := self._sessions.pop(session, None)) is not None:
-            self._left(known)
+            known.replica.sessions -= 1
 
     def __len__(self) -> int:
         """Sessions that are remembered."""
@@ -159,8 +162,8 @@ class Router:
 
     def _chosen(self, session: str, group: str | None, now: float) -> Route:
         known = self._sessions.get(session)
-        if known is not None and known.replica in self._replicas:
-            return self._unless_crowded(Route(known.replica, Why.STICKS), now)
+        if known is not None and self._replicas.get(known.name) is known.replica:
+            return self._unless_crowded(Route(known.name, Why.STICKS), now)
         why = Why.PLACED if known is None else Why.LOST
         home = self._groups.get(group) if group is not None else None
         if home is None or home not in self._replicas:
@@ -207,22 +210,22 @@ class Router:
         bound = self.config.crowded * all_of_them / len(self._replicas) + self.config.slack
         return here > bound or replica.full(now, self.config.kv_usage)
 
-    def _keep(self, session: str, replica: str, now: float) -> None:
+    def _keep(self, session: str, name: str, now: float) -> None:
+        replica = self._replicas[name]
+        replica.sessions += 1
         if (known := self._sessions.get(session)) is not None:
-            self._left(known)
-        self._sessions[session] = _Session(replica, now)
+            known.replica.sessions -= 1
+        self._sessions[session] = _Session(name, replica, now)
         self._sessions.move_to_end(session)
-        self._replicas[replica].sessions += 1
         if len(self._sessions) > self.config.max_sessions:
-            self._left(self._sessions.popitem(last=False)[1])
+            self._forget_oldest()
 
     def _forget(self, now: float) -> None:
         while self._sessions and now - next(iter(self._sessions.values())).at > self.config.idle_seconds:
-            self._left(self._sessions.popitem(last=False)[1])
+            self._forget_oldest()
 
-    def _left(self, session: _Session) -> None:
-        if (replica := self._replicas.get(session.replica)) is not None:
-            replica.sessions -= 1
+    def _forget_oldest(self) -> None:
+        self._sessions.popitem(last=False)[1].replica.sessions -= 1
 
 
 def _hashed(name: str) -> int:

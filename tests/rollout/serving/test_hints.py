@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from rollout.errors import UserError
 from rollout.serving.hints import Hints, HintsConfig, episode_hints, read_hints, vllm_priority
 
-PRIORITIES, TIERS = st.integers(-(2**31) + 1, 2**31 - 1), st.integers(0, 2**32 - 1)
+PRIORITIES = st.integers(-60, 60) | st.integers(-(2**31) + 1, 2**31 - 1)
+TIERS = st.integers(0, 10) | st.integers(0, 2**32 - 1)
 
 
 def agent(**hints: Any) -> dict[str, Any]:

@@ -122,6 +122,7 @@ def test_keys_of_schemas_in_order_mean_the_same_and_lists_stay() -> None:
     sent, done = (stabilized([], tools, rules(schema_keys=keys)).tools for keys in ("sent", "sorted"))
     assert all(one is other for one, other in zip(sent, tools, strict=True))
     assert [tool["name"] for tool in done] == ["z", "a"] and list(done) == tools
+    assert list(done[0]["input_schema"]["properties"]["b"]["default"]) == ["z", "y"], "a value, no schema"
     assert json.dumps(done[0]["input_schema"]) == json.dumps(done[1]["input_schema"])
 
 

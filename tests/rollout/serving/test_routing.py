@@ -101,6 +101,9 @@ def test_sessions_of_a_dead_replica_move_with_their_groups_to_all_others_and_nob
     assert len(set.union(*by_group.values())) > 2, "not all on one neighbour"
     one.update(f"r{number}" for number in range(9))
     assert routed(one, "g0-0", "g0", 2.0).why is Why.STICKS, "a replica that comes back moves nobody"
+    one.update([])
+    one.update(f"r{number}" for number in range(8))
+    assert routed(one, "g0-0", "g0", 3.0).why is Why.LOST, "one of the same name has another cache"
 
 
 def test_what_is_remembered_is_bounded_in_number_and_in_time() -> None:
@@ -154,7 +157,7 @@ def test_whatever_happens_calls_go_to_replicas_that_live_and_the_counts_are_righ
         held = {name: replica.under_way for name, replica in one._replicas.items()}
         counted = Counter(place.replica for place in under_way)
         assert held == {name: counted[name] for name in alive}
-        here = Counter(known.replica for known in one._sessions.values())
+        here = Counter(known.name for known in one._sessions.values() if known.replica is one._replicas.get(known.name))
         assert {name: replica.sessions for name, replica in one._replicas.items()} == {
             name: here[name] for name in alive
         }
