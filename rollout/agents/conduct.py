@@ -14,24 +14,26 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, cast
 
-from rollout.agents.approval import About, Ruled
+from rollout.agents.approval import About, ApprovalEvent, Ruled
 from rollout.agents.context import Plan, compacted, due, leading_system
 from rollout.agents.guardrails import Block, Guarded, Retry
 from rollout.agents.handoffs import Handoffs, Taken, conversation
 from rollout.agents.hooks import Rewritten, compared
 from rollout.agents.model_settings import FINAL_BODY, FINAL_MESSAGE, final_uses, next_call
 from rollout.agents.parts import Parts
-from rollout.agents.pricing import spent
+from rollout.agents.pricing import Usage, spent
 from rollout.agents.replies import tool_messages
 from rollout.agents.role import Role, last_said, open_role
 from rollout.agents.structured import Reading
 from rollout.agents.tool_rules import Ruling, out_of_retries, unruled
-from rollout.conduct import Acted, Ended, Ready, Said, Sample, acted
+from rollout.conduct import Acted, Ended, Ready, Said, Sample, Then, acted
 from rollout.errors import BoundaryError, boundary, describe
+from rollout.parking import Parking
 from rollout.protocols import Ledger, Seeded
 from rollout.trajectory import (
     Agent,
@@ -43,6 +45,7 @@ from rollout.trajectory import (
     Message,
     StopReason,
     ToolSpec,
+    ToolUse,
     Turn,
 )
 
@@ -57,6 +60,8 @@ class AgentConduct:
 
     parts: Parts
     lease: Lease
+    parking: Parking = field(default_factory=Parking)
+    """Where the episode's slot goes while a person is asked."""
     _seeded: Seeded | None = None
     _roles: list[Role] = field(default_factory=list[Role])
     """All that were put to work; the last one is at it."""
@@ -79,6 +84,8 @@ class AgentConduct:
     """Why nothing is asked at all."""
     _events: list[Event] = field(default_factory=list[Event])
     _untrained: set[int] = field(default_factory=set[int])
+    _usd: float | None = 0.0
+    """What approvers that are models cost; None where one's cost is not known."""
 
     @property
     def agent(self) -> Agent:
@@ -157,7 +164,7 @@ class AgentConduct:
         parsings = [role.parsing for role in roles if role.parsing is not None]
         untrained = self._untrained.union(*(parsing.untrained_turns for parsing in parsings))
         penalty = sum(parsing.penalty for parsing in parsings)
-        return Ended(self._answer, tuple(self._events), penalty, frozenset(untrained))
+        return Ended(self._answer, tuple(self._events), penalty, frozenset(untrained), self._usd)
 
     # -- before a call
 
@@ -165,7 +172,8 @@ class AgentConduct:
         budget = self.parts.budget
         if budget is None or budget.episode_usd is None:
             return None
-        return StopReason.COST if spent(budget.used(turns), budget.episode_usd) else None
+        used = budget.used(turns) + Usage(known_usd=self._usd or 0.0)
+        return StopReason.COST if spent(used, budget.episode_usd) else None
 
     async def _hooked(self, turn: int) -> tuple[Message, ...]:
         """Lets `before_llm_call` see the view. What it adds to its end; a view that it rewrites begins anew."""
@@ -288,14 +296,18 @@ class AgentConduct:
                 return await self._handed_over(taken, number)
             rulings = [ruling if use is None else use.result for ruling, use in zip(rulings, taken.uses, strict=True)]
         rulings = await role.gates.admitted(rulings)
-        ruled = await self._approved(rulings, number)
+        if said.then is not None:
+            rulings = [_again(*one, said.then, role) for one in zip(rulings, said.then.uses, strict=True)]
+        ruled = await self._approved(said, rulings, number)
+        decided = tuple(event.event(number) for event in ruled.events)
+        self._events += decided
         used = await role.box.use(
             self._open.session, said.calls, role.allowed, seconds, False, ruled.rulings, ruled.in_turn
         )
         self._record(role.gates.events, number)
         role.gates.events.clear()
         step = acted(used, said.implied)
-        step = replace(step, said=(*step.said, *ruled.said))
+        step = replace(step, said=(*step.said, *ruled.said), decided=decided, waited=ruled.waited)
         if step.stop is not None or step.broken is not None:
             return step
         if ruled.stop is not None:
@@ -310,16 +322,24 @@ class AgentConduct:
             return replace(step, stop=StopReason.TOOL_RETRIES)
         return step
 
-    async def _approved(self, rulings: Sequence[Ruling], number: int) -> Ruled:
-        """What whoever is asked for approval makes of the calls."""
+    async def _approved(self, said: Said, rulings: Sequence[Ruling], number: int) -> Ruled:
+        """What whoever is asked for approval makes of the calls. The slot is somebody else's while a person is."""
         approvals = self._role.parts.approvals
         if approvals is None:
             return Ruled(tuple(rulings))
-        about = About(self.lease.episode_id, number, self.agent.name)
-        ruled = await (await approvals.ask(rulings, about)).ruled()
-        for event in ruled.events:
-            detail = asdict(event)
-            self._happened(number, "approval", detail.pop("tool"), detail, detail.pop("wait_s"))
+        if said.then is not None:
+            ruled = approvals.recalled(said.calls, rulings, [ApprovalEvent.of(one) for one in said.then.decided])
+        else:
+            asked = await approvals.ask(rulings, About(self.lease.episode_id, number, self.agent.name))
+            if not asked.pending:
+                ruled = await asked.ruled()
+            else:
+                began = time.monotonic()
+                async with self.parking.away(self.lease.episode_id):
+                    ruled = await asked.ruled()
+                ruled = replace(ruled, waited=time.monotonic() - began)
+        for told in (event.told for event in ruled.events if event.told is not None):
+            self._usd = None if self._usd is None or told.usd is None else self._usd + told.usd
         return ruled
 
     async def _handed_over(self, taken: Taken, number: int) -> Acted:
@@ -393,3 +413,11 @@ class AgentConduct:
         self, turn: int, kind: str, name: str, detail: Mapping[str, Json] | None = None, seconds: float = 0.0
     ) -> None:
         self._events.append(Event(turn, kind, name, detail or {}, seconds))
+
+
+def _again(ruling: Ruling, use: ToolUse, then: Then, role: Role) -> Ruling:
+    """A call of a turn that was played before: only the environment's tools are called again, and only where its
+    session is a fresh one. What functions did is done."""
+    if use.result.skipped or not then.replays or role.box.owns(use.call.name):
+        return use.result
+    return ruling

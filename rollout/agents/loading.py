@@ -10,6 +10,7 @@ from typing import Any, cast
 
 from rollout.agents.approval import Approvals
 from rollout.agents.approval_queue import ApprovalQueue
+from rollout.agents.aside import Asks
 from rollout.agents.conduct import AgentConduct
 from rollout.agents.context import ContextConfig
 from rollout.agents.functions import FunctionTools
@@ -25,6 +26,7 @@ from rollout.agents.skills import load_skills
 from rollout.agents.tool_section import ToolConfig, rules
 from rollout.conduct import Conduct
 from rollout.errors import UserError
+from rollout.parking import Parking
 from rollout.trajectory import Agent, Lease, Sampling
 
 _PATHS = re.compile(
@@ -40,10 +42,11 @@ class Loaded:
     parts: Parts
     memories: list[Memories] = field(default_factory=list[Memories])
     servers: list[McpServers] = field(default_factory=list[McpServers])
+    parking: Parking = field(default_factory=Parking)
 
     def conduct(self, agent: Agent, lease: Lease) -> Conduct:
         """How the agent goes about one attempt at an episode."""
-        return AgentConduct(self.parts, lease)
+        return AgentConduct(self.parts, lease, self.parking)
 
     async def close(self) -> None:
         """Closes what episodes share. Idempotent."""
@@ -67,6 +70,10 @@ class Around:
     """The folder where calls wait for a person's approval."""
     tokens: bool = False
     """Prompts are rendered here, with the same variables of the chat template for all."""
+    model: Asks | None = None
+    """What approvers that are models ask."""
+    parking: Parking = field(default_factory=Parking)
+    """Where episodes wait for people."""
 
 
 def is_plain(config: AgentConfig) -> bool:
@@ -101,7 +108,7 @@ async def load_agent(config: AgentConfig, around: Around) -> Loaded:
     be used."""
     found = _Found()
     parts = await _member(config, config.name, around, "agent", found)
-    return Loaded(replace(parts, budget=around.budget), found.memories, found.servers)
+    return Loaded(replace(parts, budget=around.budget), found.memories, found.servers, around.parking)
 
 
 @dataclass(slots=True)
@@ -137,7 +144,7 @@ async def _member(config: MemberConfig, name: str, around: Around, key: str, fou
         max_output=config.max_tool_output,
         hooks=hooks,
         guardrails=Guardrails.of(config.guardrails, f"{key}.guardrails"),
-        approvals=Approvals.of(config.approval, queue, None, interrupt, f"{key}.approval"),
+        approvals=Approvals.of(config.approval, queue, around.model, interrupt, f"{key}.approval"),
         output=config.form(key),
         shortening=_shortening(config.context, around.context),
         skills=skills if skills.skills else None,
@@ -159,7 +166,15 @@ async def _team(config: MemberConfig, around: Around, key: str, found: _Found) -
         name: await _member(one, name, around, f"{place}.{name}", found) for name, one in config.sub_agents.items()
     }
     told = config.handoffs
-    return Team(agents, tools, targets, told.follow, told.max_handoffs, told.filter(f"{key}.handoffs"))
+    return Team(
+        agents,
+        tools,
+        targets,
+        told.follow,
+        told.max_handoffs,
+        told.filter(f"{key}.handoffs"),
+        ":" in told.history_filter,
+    )
 
 
 def _shortening(config: ContextConfig, window: int | None) -> Shortening | None:
