@@ -90,7 +90,7 @@ def test_a_host_that_holds_as_many_sessions_as_it_may_gets_no_more_while_episode
 
 
 def test_who_waits_may_be_dropped_or_lost_with_its_runner() -> None:
-    chosen = scheduler(in_flight=3)
+    chosen = scheduler(count=3, in_flight=3)
     first, second, third = given(chosen)
     chosen.park("a", [first, second, third])
     chosen.cancel([first], "old")
@@ -100,8 +100,9 @@ def test_who_waits_may_be_dropped_or_lost_with_its_runner() -> None:
     assert chosen.lose_runner("a", "died", 0.0) == []
     assert (chosen.running, chosen.parked, chosen.asking, chosen.held) == (0, 0, 0, 0)
     chosen.add_runner("b")
-    again = {lease.episode_id for lease in chosen.assign("b", 99.0).leases}
-    assert again == {first, second, third}, "a row that was not committed is played again"
+    orders = chosen.assign("b", 99.0)
+    assert {lease.episode_id for lease in orders.leases} == {second, third}
+    assert [(lease.episode_id, why) for lease, why in orders.unplayed] == [(first, "old")]
 
 
 class Runner:

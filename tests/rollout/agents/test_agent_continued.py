@@ -189,7 +189,7 @@ async def test_what_a_function_did_is_not_done_again(tmp_path: Path) -> None:
     own.write_text(OWN)
     approval = {"policies": [{"tools": ["pay", "add"], "approver": "auto"}]}
     agent, kept = await loaded(tmp_path, approval=approval, tools=[{"ref": f"{own}:pay"}]), Kept()
-    lines = (call("pay", amount=3) + ADD, ADD, SUBMIT)
+    lines = (call("pay", amount=3) + call("add", amount=1), ADD, SUBMIT)
     whole = await play(agent, says(*lines), keep=kept)
     again = await play(agent, Unasked(says(*lines), 2), kept.turns[:2])
     assert timeless(again) == timeless(whole)
@@ -247,10 +247,9 @@ async def test_who_waits_is_away_and_back_when_there_is_a_slot(tmp_path: Path) -
     parking = Parking({"run-0-0"})
     agent = await loaded(tmp_path, parking, approval=PEOPLE)
     playing = asyncio.create_task(play(agent, says(ADD, SUBMIT)))
-    while not pending(str(tmp_path)):
+    while not (left := parking.take()[0]):
         await asyncio.sleep(0.005)
-    await asyncio.sleep(0.01)
-    assert parking.take() == (["run-0-0"], [])
+    assert left == ["run-0-0"]
     answer(str(tmp_path), pending(str(tmp_path))[0].id, "approve")
     while parking.take()[1] != ["run-0-0"]:
         await asyncio.sleep(0.005)
