@@ -9,12 +9,14 @@ from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from actors.setting import Names, budget_of, context_of, renders, template_of
 from actors.vllm_engine import check_config
 from actors.vllm_parsers import split_reference
 from resources.catalog import code_digest, load_resource, resource_class
 from rollout.agents.approval_queue import REQUESTS
+from rollout.agents.aside import Told
 from rollout.agents.loading import Around, load_agent
 from rollout.config import JobConfig, OpenAIConfig, ResourceConfig, VllmConfig
 from rollout.errors import UserError, nearest
@@ -96,8 +98,13 @@ async def _check_agent(config: JobConfig) -> None:
     """All that the agent names is there, and its budget is one of a model with a price."""
     budget = budget_of(config, Names.of(config).model)
     requests = inside(config.run.dir, REQUESTS)
-    around = Around(config.model.sampling.value(), context_of(config), budget, requests, renders(config))
+    around = Around(config.model.sampling.value(), context_of(config), budget, requests, renders(config), _unasked)
     await (await load_agent(config.agent, around)).close()
+
+
+async def _unasked(*_: Any) -> Told:
+    """Stands for the model that approvers will ask."""
+    raise AssertionError("nobody plays here")
 
 
 def _check_limits(config: JobConfig) -> None:

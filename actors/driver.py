@@ -186,6 +186,8 @@ class Driver:
         self.tally += report.tally
         self._count_cost()
         self._hear(report)
+        self.scheduler.park(name, report.parked)
+        self.scheduler.unpark(name, report.unparked)
         self.scheduler.finish(name, report.finished, report.bad)
         for episode_id, failure in report.given_back:
             log.info("%s will be tried again: %s at %s: %s", episode_id, failure.kind, failure.where, failure.message)
@@ -293,11 +295,13 @@ class Driver:
     async def _show(self) -> None:
         due = 0.0
         while not self._over:
-            if self.scheduler.resting:  # a trainer's turn: that nothing ends means nothing
+            if self.scheduler.resting or self.scheduler.only_asking:  # the turn of a trainer, or of people
                 self.watch.dog.ended(time.monotonic())
             outlook = self.watch.look()
             waiting = outlook.waiting or (None if self._runners else "a runner")
-            self.live.update(self.tally, self.scheduler.running, self.total, waiting, time.time())
+            self.live.update(
+                self.tally, self.scheduler.running, self.total, waiting, time.time(), self.scheduler.asking
+            )
             if outlook.stuck is not None:
                 self._give_up(Stalled(outlook.stuck))
             if time.monotonic() >= due:
@@ -313,9 +317,9 @@ class Driver:
     def _export(self) -> None:
         if self.export is None:
             return
-        running, held = self.scheduler.running, self.scheduler.held
+        running, held, parked = self.scheduler.running, self.scheduler.held, self.scheduler.parked
         left = None if self.total is None else max(0, self.total - self.live.already - self.tally.episodes)
-        at = Now(len(self._runners), running, held - running, left)
+        at = Now(len(self._runners), running, held - running - parked, left, self.scheduler.asking)
         self.export(self.meters.samples(self.tally, at, time.monotonic()))
 
 

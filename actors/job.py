@@ -102,7 +102,7 @@ def new_scheduler(config: JobConfig, lanes: Sequence[Lane], demand: Demand | Non
     knobs = config.scheduler
     wanted = config.run.samples_per_task if config.run.over_sample else None
     pace = Pace(knobs.in_flight, knobs.least_in_flight) if knobs.adaptive else None
-    return Scheduler(lanes, knobs.in_flight, knobs.max_attempts, wanted, pace, demand)
+    return Scheduler(lanes, knobs.in_flight, knobs.max_attempts, wanted, pace, demand, knobs.parked_max)
 
 
 def new_driver(

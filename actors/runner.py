@@ -23,6 +23,7 @@ from rollout.latency import Latencies
 from rollout.load import HostLoad, Load
 from rollout.logs import about, mark_lines
 from rollout.openai_load import EndpointLoad
+from rollout.parking import Parking
 from rollout.process import collect_rarely, open_many_files
 from rollout.rows import to_table, weight
 from rollout.scheduling import Orders
@@ -58,6 +59,10 @@ class Report:
     bad: list[str] = field(default_factory=list[str])
     """Those of them that failed or were dropped."""
     given_back: list[tuple[str, Failure]] = field(default_factory=list[tuple[str, Failure]])
+    parked: list[str] = field(default_factory=list[str])
+    """Episodes that wait for a person,"""
+    unparked: list[str] = field(default_factory=list[str])
+    """and those whose wait is over."""
     files: list[Written] = field(default_factory=list[Written])
     tally: Tally = field(default_factory=Tally)
     latencies: Latencies = field(default_factory=Latencies)
@@ -75,7 +80,7 @@ class Report:
     @property
     def empty(self) -> bool:
         """True when there is nothing to tell."""
-        return not (self.finished or self.given_back or self.files or self.fatal)
+        return not (self.finished or self.given_back or self.parked or self.unparked or self.files or self.fatal)
 
 
 class EpisodeRunner:
@@ -99,6 +104,7 @@ class EpisodeRunner:
         self._drops: dict[str, str] = {}
         """Why episodes that are still played are being broken off."""
         self._journal: Journal | None = None
+        self._parking = Parking(self._playing, self._news.set)
         self._seen = 0.0
 
     async def start(self, name: str | None = None) -> None:
@@ -108,7 +114,7 @@ class EpisodeRunner:
         """
         if not self._settings:
             open_many_files()
-            self._settings = await build_settings(self._job, _own_name())
+            self._settings = await build_settings(self._job, _own_name(), self._parking)
             if isinstance(model := self._job.config.model, OpenAIConfig):
                 self._endpoint = EndpointLoad(model)
             collect_rarely()
@@ -125,6 +131,7 @@ class EpisodeRunner:
             self._journal.settle(orders.settled)
         for lease in orders.leases:
             self._playing[lease.episode_id] = asyncio.create_task(self._play(lease))
+        self._parking.resume(orders.resumed)
         for episode_id, reason in orders.drops.items():
             if (task := self._playing.get(episode_id)) is not None:
                 self._drops[episode_id] = reason
@@ -173,6 +180,7 @@ class EpisodeRunner:
 
     def _take_report(self) -> Report:
         report, self._report = self._report, Report()
+        report.parked, report.unparked = self._parking.take()
         for setting in self._settings.values():
             heard(setting, report.loads, report.hosts, report.latencies)
         if self._endpoint is not None:

@@ -14,6 +14,7 @@ from actors.rates import SharedLimiter
 from actors.resource_host import HostedSessions, Offer
 from actors.served_policy import ServedPolicy
 from rollout.agents.approval_queue import REQUESTS
+from rollout.agents.aside import Model
 from rollout.agents.loading import Around, Loaded, is_plain, load_agent
 from rollout.agents.loading import located as located_agent
 from rollout.agents.parts import Budget
@@ -25,13 +26,14 @@ from rollout.episode import Setting
 from rollout.latency import Latencies
 from rollout.load import HostLoad, Load
 from rollout.openai_policy import OpenAIPolicy
+from rollout.parking import Parking
 from rollout.parsing import FORMATS
 from rollout.protocols import Ledger, Policy
 from rollout.segments import Parser, reading
 from rollout.storage import inside
 from rollout.template import ChatTemplate, context_length, load_template, resolve_model, vocabulary_size
 from rollout.tokens import MessageLedger, TokenLedger
-from rollout.trajectory import Turn
+from rollout.trajectory import Completion, Turn
 from rollout.waits import HERE
 
 
@@ -94,25 +96,28 @@ class Job:
         return Path(self.table).with_name("turns") if kept else None
 
 
-async def build_settings(job: Job, owner: str) -> dict[str, Setting]:
+async def build_settings(job: Job, owner: str, parking: Parking | None = None) -> dict[str, Setting]:
     """Policy, sessions and ledger for the episodes of each environment, by its name; they share the policy.
 
-    `owner` is the name that hosts know the runner by. Raises UserError for a model folder or template that cannot be
-    used.
+    `owner` is the name that hosts know the runner by, `parking` where its episodes wait for people. Raises UserError
+    for a model folder or template that cannot be used.
     """
     policy, new_ledger = _policy(job)
-    loaded = await _agent(job)
+    loaded = await _agent(job, policy, new_ledger, parking or Parking())
     return {name: _setting(job, name, owner, policy, new_ledger, loaded) for name in job.hosts}
 
 
-async def _agent(job: Job) -> Loaded | None:
+async def _agent(job: Job, policy: Policy, new_ledger: Callable[[], Ledger], parking: Parking) -> Loaded | None:
     """What the agent is told beside instructions and tools; None when that is nothing."""
     config = job.config
     if is_plain(config.agent):
         return None
     sampling = config.model.sampling.value()
     budget = budget_of(config, job.names.model)
-    return await load_agent(config.agent, Around(sampling, context_of(config), budget, job.requests, renders(config)))
+    context, tokens = context_of(config), renders(config)
+    model = Model(policy, new_ledger, job.names.model, tokens, context, _priced_alone(budget))
+    around = Around(sampling, context, budget, job.requests, tokens, model, parking)
+    return await load_agent(config.agent, around)
 
 
 def renders(config: JobConfig) -> bool:
@@ -145,10 +150,11 @@ def _setting(
         resource=job.names.resources[name],
         model=job.names.model,
         context=context_of(config),
-        # What hooks, guardrails and memories did is not kept with a turn, so nobody could go on behind it.
-        restores=hosts.offer.restores if loaded is None else None,
+        # What hooks and memories did is not kept with a turn, so nobody could go on behind it.
+        restores=hosts.offer.restores if loaded is None or loaded.goes_on else None,
         vocabulary=vocabulary_of(config),
         conduct=plain if loaded is None else loaded.conduct,
+        patience=0.0 if loaded is None else loaded.parts.patience * config.limits.max_turns,
         closes=None if loaded is None else loaded.close,
         priced=_priced(budget_of(config, job.names.model)),
     )
@@ -166,6 +172,13 @@ def heard(setting: Setting, loads: dict[str, Load], hosts: dict[str, HostLoad], 
 def _engine_of(setting: Setting) -> Policy:
     """What answers in the end, whatever tries again before it."""
     return setting.policy.policy if isinstance(setting.policy, RetryingPolicy) else setting.policy
+
+
+def _priced_alone(budget: Budget) -> Callable[[Completion], float | None]:
+    """What a model call that is no turn costs; None for a model without a price."""
+    if budget.prices.price(budget.model) is None:
+        return lambda completion: None
+    return lambda completion: budget.prices.usage(budget.model, completion).usd
 
 
 def _priced(budget: Budget) -> Callable[[Sequence[Turn]], float | None] | None:

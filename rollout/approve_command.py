@@ -11,13 +11,22 @@ from rich.markup import escape
 from rich.table import Table
 
 from rollout.agents.approval_queue import REQUESTS, answer, pending
+from rollout.approve_server import Doors, serve
 from rollout.errors import UserError
 from rollout.storage import inside
 
 
-def approve(run: str, request: str | None, reply: str | None, by: str | None) -> None:
-    """Lists what waits in the run, or answers one request. Raises UserError for a request or a reply that is none."""
+def approve(run: str, request: str | None, reply: str | None, by: str | None, doors: Doors | None = None) -> None:
+    """Lists what waits in the run, or answers one request; with `doors`, does both over HTTP until it is stopped.
+
+    Raises UserError for a request or a reply that is none, and for doors that are not to be opened.
+    """
     place = inside(run, REQUESTS)
+    if doors is not None:
+        if request is not None:
+            raise UserError(f"--serve: expected no request, found {request}; answers come over HTTP")
+        serve(place, doors, by)
+        return
     if request is None:
         _show(place, run)
         return

@@ -167,16 +167,23 @@ def show(run: str, episode: str | None, trace: bool, score: str | None) -> None:
 @click.argument("request", required=False)
 @click.argument("answer", required=False)
 @click.option("--by", help="Who answers, for the record.")
+@click.option("--serve", "port", type=click.IntRange(0, 65535), help="Lists and takes answers over HTTP on this port.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen; elsewhere needs --key-env.")
+@click.option("--key-env", help="Variable with the key that requests have to bring (Authorization: Bearer).")
 @_plainly
-def approve(run: str, request: str | None, answer: str | None, by: str | None) -> None:
+def approve(
+    run: str, request: str | None, answer: str | None, by: str | None, port: int | None, host: str, key_env: str | None
+) -> None:
     """Shows the tool calls of RUN that wait for a person, or answers one.
 
     ANSWER is `approve`, a JSON object ({"decision": "deny", "reason": "..."}, or modify, redirect, terminate), or
-    any text: the call is not made then, and the policy reads the text.
+    any text: the call is not made then, and the policy reads the text. With --serve: GET /requests lists, and
+    POST /requests/REQUEST with {"answer": ANSWER} answers.
     """
     from rollout.approve_command import approve as approve_calls
+    from rollout.approve_server import Doors
 
-    approve_calls(run, request, answer, by)
+    approve_calls(run, request, answer, by, None if port is None else Doors(port, host, key_env))
 
 
 @main.command()

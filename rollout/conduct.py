@@ -42,6 +42,17 @@ PENALTY = "penalty"
 
 
 @dataclass(frozen=True, slots=True)
+class Then:
+    """What became of a turn's calls when an earlier attempt played it."""
+
+    uses: tuple[ToolUse, ...]
+    decided: tuple[Event, ...] = ()
+    """What somebody decided about them: nobody is asked again."""
+    replays: bool = True
+    """The environment's tools are called again, so that its session stands where it stood."""
+
+
+@dataclass(frozen=True, slots=True)
 class Said:
     """A completion and the calls in it."""
 
@@ -49,6 +60,8 @@ class Said:
     calls: tuple[ToolCall, ...] = ()
     implied: bool = False
     """Its text is the call: one to the resource's text tool."""
+    then: Then | None = None
+    """None for a turn that is played for the first time, or whose calls had no results yet."""
 
     @staticmethod
     def of(recorded: Recorded, text_tool: str | None, tools: Sequence[ToolSpec], turn: int) -> Said:
@@ -75,6 +88,10 @@ class Acted:
     """What failed outside of tool and policy: the episode's failure."""
     snapshot: bytes | None = None
     """The session's state after the calls, of resources that give one."""
+    decided: tuple[Event, ...] = ()
+    """What somebody decided about the calls: kept with the turn."""
+    waited: float = 0.0
+    """Seconds that people took for it: they are not the episode's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +117,8 @@ class Ended:
     """Taken from the reward."""
     untrained: frozenset[int] = frozenset()
     """Numbers of turns whose tokens are not to be trained on."""
+    usd: float | None = 0.0
+    """What it asked models beside its turns; None where that is not known."""
 
 
 NOTHING = Ended()
@@ -171,6 +190,8 @@ class Plain:
         """See Conduct."""
         if not said.calls:
             return _DONE
+        if said.then is not None and not said.then.replays:
+            return acted(ToolsUsed(said.then.uses), said.implied)
         assert self._session is not None, "open comes first"
         used = await use_tools(self._session, said.calls, [spec.name for spec in self.tools], seconds, cut)
         return acted(used, said.implied)

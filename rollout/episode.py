@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from rollout import logs
-from rollout.conduct import NOTHING, Acted, Conduct, Ended, Ready, Said, acted, penalized, plain
+from rollout.conduct import NOTHING, Acted, Conduct, Ended, Ready, Said, penalized, plain
 from rollout.errors import BoundaryError, ContextExceeded, NotRestored, UserError, boundary
 from rollout.family import ABANDONED, Child, Family, LentSessions
 from rollout.lifetime import opened
@@ -76,6 +76,8 @@ class Setting:
     """How the agent goes about an episode."""
     priced: Callable[[Sequence[Turn]], float | None] | None = None
     """What model calls cost, in USD; None where that is not known."""
+    patience: float = 0.0
+    """Seconds that people may take over an episode, beside its own; 0 where nobody is asked."""
     closes: Callable[[], Awaitable[None]] | None = None
     """Frees what the agent's episodes share; all settings of a job share one agent. Idempotent."""
 
@@ -119,6 +121,10 @@ class _Episode:
     """The session's state after the last turn's tools, of resources that give one."""
     full: bool = False
     """The last call had all the room that the model has."""
+    decided: tuple[Event, ...] = ()
+    """What somebody decided about the last turn's calls."""
+    waited: float = 0.0
+    """Seconds that people have taken."""
     tool_seconds: float = 0.0
     verify_seconds: float = 0.0
     began: float = field(default_factory=time.monotonic)
@@ -134,8 +140,9 @@ class _Episode:
         dropped: str | None = None
         stop = StopReason.FAILED
         setting, snapshot = self.setting, self.record.snapshot
+        patient = replace(setting.limits, episode_seconds=setting.limits.episode_seconds + setting.patience)
         try:
-            async with opened(setting.sessions, self.lease, setting.limits, setting.resource, snapshot) as seeded:
+            async with opened(setting.sessions, self.lease, patient, setting.resource, snapshot) as seeded:
                 self.tool_seconds = time.monotonic() - self.began
                 try:
                     stop = await self._converse(seeded)
@@ -280,21 +287,22 @@ class _Episode:
 
     async def _act(self, said: Said, cut: StopReason | None) -> Acted:
         """Acts on the turn and keeps what its tools answered."""
-        self.snapshot = None
+        self.snapshot, self.decided = None, ()
         began = time.monotonic()
         seconds = max(0.1, min(self.setting.limits.tool_seconds, self._seconds_left()))
-        used = self.record.used(len(self.turns) - 1) if said.calls else None
-        if used is not None:
-            step = acted(used, said.implied)
-        else:
-            try:
-                step = await self.conduct.act(said, self.turns, seconds, cut is not None)
-            except (asyncio.CancelledError, BoundaryError):  # the turn stays, and with it its calls
-                self.turns[-1] = replace(self.turns[-1], tool_uses=unanswered(said.calls))
-                raise
-        self.snapshot = step.snapshot
+        if (then := self.record.then(len(self.turns) - 1)) is not None:
+            said = replace(said, then=then)
+        elif said.calls and self.setting.patience:  # whoever is asked may take longer than this process lives
+            self._hand_over(answered=False)
+        try:
+            step = await self.conduct.act(said, self.turns, seconds, cut is not None)
+        except (asyncio.CancelledError, BoundaryError):  # the turn stays, and with it its calls
+            self.turns[-1] = replace(self.turns[-1], tool_uses=unanswered(said.calls))
+            raise
+        self.snapshot, self.decided = step.snapshot, step.decided
+        self.waited += step.waited
         if step.uses:
-            self.tool_seconds += time.monotonic() - began
+            self.tool_seconds += time.monotonic() - began - step.waited
             self.turns[-1] = replace(self.turns[-1], tool_uses=step.uses)
         if step.broken is not None:
             self.messages += step.said
@@ -322,9 +330,17 @@ class _Episode:
         number = len(self.turns) - 1
         if number < len(self.record.turns):
             self.turns[-1] = self.record.checked(number, self.turns[-1])
-        elif self.setting.keep is not None:
+            if self.record.turns[number].answered:
+                return
+        self._hand_over(answered=True)
+
+    def _hand_over(self, answered: bool) -> None:
+        """The last turn, to be kept, or to be kept in place of the same turn without its answers."""
+        if self.setting.keep is not None:
+            number = len(self.turns) - 1
             opening = () if number else tuple(self.messages[: self.opening])
-            self.setting.keep(self.lease.episode_id, number, Saved(self.turns[-1], self.snapshot, opening))
+            saved = Saved(self.turns[-1], self.snapshot, opening, self.decided, answered)
+            self.setting.keep(self.lease.episode_id, number, saved)
 
     async def _verify(self, session: Session, stop: StopReason) -> Score:
         rewards = tuple(turn.reward for turn in self.turns if turn.reward is not None)
@@ -342,7 +358,7 @@ class _Episode:
     def _seconds_left(self) -> float:
         """Until the deadline, less what scoring and closing may take."""
         limits = self.setting.limits
-        ends = self.began + limits.episode_seconds - limits.verify_seconds - limits.close_seconds
+        ends = self.began + self.waited + limits.episode_seconds - limits.verify_seconds - limits.close_seconds
         return ends - time.monotonic()
 
     def _trajectory(
@@ -378,7 +394,7 @@ class _Episode:
             finished_at=time.time(),
             answer=self.left.answer,
             events=self._events(),
-            cost=self.setting.priced(self.turns) if self.setting.priced is not None else None,
+            cost=self._cost(),
             children=children,
         )
 
@@ -387,6 +403,11 @@ class _Episode:
         if not (children := self.family.events()):
             return self.left.events
         return tuple(sorted((*self.left.events, *children), key=lambda event: event.turn))
+
+    def _cost(self) -> float | None:
+        """What the episode's model calls cost, those beside its turns included."""
+        usd = self.setting.priced(self.turns) if self.setting.priced is not None else None
+        return None if usd is None or self.left.usd is None else usd + self.left.usd
 
     def _marked(self) -> tuple[Turn, ...]:
         """The turns, those marked that are not to be trained on."""

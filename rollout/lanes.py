@@ -62,6 +62,8 @@ class Lane:
     """Samples that are read ahead where `expected` is known."""
     running: int = 0
     """Episodes being played now."""
+    parked: int = 0
+    """Episodes that wait without a slot; their sessions stay open."""
     exhausted: bool = False
     """True when the source has given everything."""
     _waiting: int = 0
@@ -82,7 +84,7 @@ class Lane:
     @property
     def full(self) -> bool:
         """True when its hosts hold all they may."""
-        return self.limit is not None and self.running >= self.limit
+        return self.limit is not None and self.running + self.parked >= self.limit
 
     @property
     def drained(self) -> bool:

@@ -38,6 +38,7 @@ class _Moment:
     in_flight: int = 0
     total: int | None = None
     waiting: str | None = None
+    asking: int = 0
 
 
 class Live:
@@ -75,13 +76,15 @@ class Live:
         if self._block is not None:
             self._block.stop()
 
-    def update(self, tally: Tally, in_flight: int, total: int | None, waiting: str | None, now: float) -> None:
+    def update(
+        self, tally: Tally, in_flight: int, total: int | None, waiting: str | None, now: float, asking: int = 0
+    ) -> None:
         """Takes the newest state in and shows it when it is time to.
 
         `total` counts all episodes of the job, None when nobody knows; `waiting` names what the job waits for;
-        `now` is Unix time in seconds.
+        `now` is Unix time in seconds; `asking` counts episodes that wait for a person.
         """
-        moment = _Moment(now, tally, in_flight, total, waiting)
+        moment = _Moment(now, tally, in_flight, total, waiting, asking)
         if self._last is None:
             self._past.append(moment)
         self._last = moment
@@ -108,7 +111,7 @@ class Live:
 
     def _parts(self, moment: _Moment) -> list[str]:
         tally = moment.tally
-        parts = [f"{self._done(moment)} done", f"{moment.in_flight:,} in flight"]
+        parts = [f"{self._done(moment)} done", f"{moment.in_flight:,} in flight", *_asking(moment)]
         if tally.mean_reward is not None:
             parts.append(f"reward {tally.mean_reward:.2f}")
         parts += self._rates(moment)
@@ -132,6 +135,7 @@ class Live:
             *([bar] if moment.total else []),
             f"{self._done(moment)} done",
             f"{moment.in_flight:,} in flight",
+            *_asking(moment),
             f"{duration(left)} left" if left is not None else "",
         )
         reward = "no reward yet" if tally.mean_reward is None else f"reward {tally.mean_reward:.3f}"
@@ -182,6 +186,10 @@ class Live:
 def _subject(moment: _Moment) -> str | None:
     """What is waited for, without how much of it and for how long: that changes all the time."""
     return moment.waiting.partition(":")[0] if moment.waiting is not None else None
+
+
+def _asking(moment: _Moment) -> list[str]:
+    return [f"{moment.asking:,} wait for approval"] if moment.asking else []
 
 
 def duration(seconds: float) -> str:

@@ -57,6 +57,7 @@ METRICS = (
     Metric("rollout_committed_rows_total", "counter", "Rows that were committed."),
     Metric("rollout_runners", "gauge", "Episode runners at work."),
     Metric("rollout_episodes_in_flight", "gauge", "Episodes being played."),
+    Metric("rollout_episodes_asking", "gauge", "Episodes that wait for a person's approval."),
     Metric("rollout_episodes_left", "gauge", "Episodes that have not ended; none where nobody knows how many come."),
     Metric("rollout_rows_unwritten", "gauge", "Episodes that ended and are not committed."),
     Metric("rollout_engine_running", "gauge", "Completions an engine is sampling.", ("replica",)),
@@ -102,6 +103,7 @@ class Now:
     in_flight: int
     unwritten: int
     left: int | None
+    asking: int = 0
 
 
 @dataclass(slots=True)
@@ -129,6 +131,7 @@ class Meters:
         yield Sample("rollout_committed_rows_total", (), self.committed)
         yield Sample("rollout_runners", (), at.runners)
         yield Sample("rollout_episodes_in_flight", (), at.in_flight)
+        yield Sample("rollout_episodes_asking", (), at.asking)
         yield Sample("rollout_rows_unwritten", (), at.unwritten)
         if at.left is not None:
             yield Sample("rollout_episodes_left", (), at.left)

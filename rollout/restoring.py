@@ -2,20 +2,21 @@
 
 The episode is played again from its record: the ledger takes the very ids that were sampled, tools are called again
 (`replay`) or the session goes on from a snapshot and their answers are taken from the record. Either way the turn that
-comes out must be the recorded one, so that nobody who reads the row can tell where it was broken off. What counts as
-the same answer of a tool is said here once, for `rollout.replaying` too.
+comes out must be the recorded one, so that nobody who reads the row can tell where it was broken off. The last turn may
+be one whose calls waited for somebody: it was sampled, and its calls are made now. What counts as the same answer of a
+tool is said here once, for `rollout.replaying` too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 from typing import Any
 
+from rollout.conduct import Then
 from rollout.errors import RolloutError
 from rollout.saved import Saved
-from rollout.tool_use import ToolsUsed
 from rollout.trajectory import Completion, Prompt, Restores, ToolUse, Turn
 
 
@@ -89,17 +90,20 @@ class Record:
             raise Diverged(f"turn {prompt.turn}: its prompt is another")
         return saved.turn.completion
 
-    def used(self, number: int) -> ToolsUsed | None:
-        """What the tools of a recorded turn answered; None where they are to be called."""
-        if self.replays or number >= len(self.turns):
+    def then(self, number: int) -> Then | None:
+        """What became of the calls of a recorded turn; None where they had no results."""
+        if number >= len(self.turns) or not self.turns[number].answered:
             return None
-        return ToolsUsed(self.turns[number].turn.tool_uses)
+        saved = self.turns[number]
+        return Then(saved.turn.tool_uses, saved.decided, self.replays)
 
     def checked(self, number: int, turn: Turn) -> Turn:
         """The recorded turn, with its times, in place of the one that was rebuilt from it. Raises Diverged."""
         recorded = self.turns[number].turn
         if turn.segments != recorded.segments:
             raise Diverged(f"turn {number}: what the policy said is read otherwise")
+        if not self.turns[number].answered:
+            return replace(recorded, tool_uses=turn.tool_uses)
         if (first := next(differences(recorded.tool_uses, turn.tool_uses), None)) is not None:
             raise Diverged(f"turn {number}: {first}")
         return recorded

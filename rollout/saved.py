@@ -24,7 +24,7 @@ import msgspec
 
 from rollout.errors import RolloutError
 from rollout.run_folder import code_version
-from rollout.turn import Message, Turn
+from rollout.turn import Event, Message, Turn
 
 HEADER = f"rollout turns 1, written by {code_version()}\n".encode()
 """A file that begins otherwise is not read: another version may mean another thing by the same bytes."""
@@ -46,6 +46,10 @@ class Saved:
     """The session's state after the turn, of resources that give one and where a tool has run."""
     opening: tuple[Message, ...] = ()
     """With turn 0: the conversation that the policy was given."""
+    decided: tuple[Event, ...] = ()
+    """What somebody decided about the turn's calls."""
+    answered: bool = True
+    """False for a turn whose calls wait for somebody: it has no results yet."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,14 +1,20 @@
 """Who runs what: a pure state machine over leases. It owns no tasks, clocks or connections.
 
     sample --assign--> running --finish--> written --settle--> gone
-              ^           |                   |
-              +--pause----+--- runner lost ---+
+              ^         ^ | |                 |
+              |    slot | | +-- runner lost --+
+              |         | park                |
+              |         parked                |
+              +-------------pause-------------+
 
 A sample is handed out again only after its lease was given back or its runner was given up; from then on whatever the
 old runner says about it is refused, so a sample ends as one row however late somebody answers. Samples of a group are
 handed out next to each other; a retry is of one sample, never of its group, waits for a pause that grows, and then goes
 first. A group that has enough good rows is closed: what of it is played is broken off, what is not begun is handed to a
 runner only to be written down, and every sample of it still becomes one row.
+
+Who waits for a person gives the slot away and gets another before new samples do, so that no more than the limit ever
+run and no more than `parked_max` wait beside them; those beyond keep their slots.
 
 The clock is an argument: seconds of any clock that never goes back.
 """
@@ -54,6 +60,8 @@ class Orders:
     """To play."""
     drops: Mapping[str, str] = field(default_factory=dict[str, str])
     """To break off where they are still played: drop reasons by episode."""
+    resumed: tuple[str, ...] = ()
+    """Episodes whose wait is over and that have a slot again."""
     unplayed: tuple[tuple[Lease, str], ...] = ()
     """To write down as dropped rows without playing them, each with its reason."""
     settled: tuple[str, ...] = ()
@@ -75,6 +83,12 @@ class Orphan:
 @dataclass(slots=True)
 class _Runner:
     running: dict[str, Lease] = field(default_factory=dict[str, Lease])
+    parked: dict[str, Lease] = field(default_factory=dict[str, Lease])
+    """Leases without a slot, as somebody has to say something first."""
+    returning: dict[str, None] = field(default_factory=dict[str, None])
+    """Those of them that have been told it, in order."""
+    resumed: dict[str, None] = field(default_factory=dict[str, None])
+    """What waited in its slot, as no more could be parked, and is to be told to go on."""
     written: dict[str, tuple[Lease, bool]] = field(default_factory=dict[str, tuple[Lease, bool]])
     """Leases whose row is on the way, and whether it is a good one."""
     drops: dict[str, str] = field(default_factory=dict[str, str])
@@ -95,12 +109,13 @@ class Scheduler:
         wanted: int | None = None,
         pace: Pace | None = None,
         demand: Demand | None = None,
+        parked_max: int = 10_000,
     ) -> None:
         """`source` gives the samples of the one environment, or is a lane for each.
 
         `wanted` good rows close a group; without it all its samples are played to their end. `pace` makes the limit
         follow what engines report; without it the limit is `in_flight`. `demand` says when another group may be
-        begun; without it all are.
+        begun; without it all are. So many episodes as `parked_max` may wait for a person without a slot.
         """
         self.in_flight = in_flight
         self.retries = 0
@@ -115,7 +130,12 @@ class Scheduler:
         self._unplayed: deque[tuple[Lease, str]] = deque()
         self._cancelled: dict[str, str] = {}
         """Reasons by episode or group: of groups that are not read yet, and of single samples without a row."""
+        self._parked_max = parked_max
+        self._standing: dict[str, str] = {}
+        """Runners by episode: what waits for a person and holds its slot, in order."""
         self._running = 0
+        self._parked = 0
+        self._returning = 0
         self._written = 0
         self._stopped = False
 
@@ -130,9 +150,24 @@ class Scheduler:
         return self._running
 
     @property
+    def parked(self) -> int:
+        """Episodes that wait without a slot: for a person, or for a slot behind that."""
+        return self._parked
+
+    @property
+    def asking(self) -> int:
+        """Episodes that wait for a person."""
+        return self._parked - self._returning + len(self._standing)
+
+    @property
+    def only_asking(self) -> bool:
+        """True when all that is played waits for a person."""
+        return self.asking > 0 and not self._returning and self._running == len(self._standing)
+
+    @property
     def held(self) -> int:
         """Samples handed out whose row is not committed yet."""
-        return self._running + self._written
+        return self._running + self._parked + self._written
 
     @property
     def drained(self) -> bool:
@@ -165,8 +200,10 @@ class Scheduler:
         An order holds at most `most` new leases. Where that leaves slots free, the runner is told to answer at once.
         """
         runner = self._runners[name]
+        resumed = self._resume(runner)
         share = -(-self.limit // len(self._runners))
-        room = min(share - len(runner.running), self.limit - self._running)
+        # What comes back at other runners has its slots kept: new leases would take them all, one by one.
+        room = min(share - len(runner.running), self.limit - self._running - self._returning)
         leases: list[Lease] = []
         while len(leases) < room and len(leases) != most and (lease := self._next(name, now)) is not None:
             leases.append(lease)
@@ -174,13 +211,32 @@ class Scheduler:
         drops, runner.drops = runner.drops, {}
         unplayed = self._write_down(runner)
         more = len(leases) == most and len(leases) < room
-        return Orders(tuple(leases), drops, unplayed, draining=self.drained, hold=0.0 if more else hold)
+        return Orders(tuple(leases), drops, resumed, unplayed, draining=self.drained, hold=0.0 if more else hold)
+
+    def park(self, name: str, episode_ids: Iterable[str]) -> None:
+        """Episodes that wait for a person. Frees the slots of as many as may be parked; of others when they may be."""
+        for episode_id in episode_ids:
+            assert episode_id in self._runners[name].running, f"{episode_id} is not played"
+            self._standing[episode_id] = name
+        self._park()
+
+    def unpark(self, name: str, episode_ids: Iterable[str]) -> None:
+        """Episodes whose wait is over: `Orders.resumed` says when they have a slot."""
+        runner = self._runners[name]
+        for episode_id in episode_ids:
+            if self._standing.pop(episode_id, None) is not None:
+                runner.resumed[episode_id] = None
+            else:
+                assert episode_id in runner.parked, f"{episode_id} does not wait"
+                runner.returning[episode_id] = None
+                self._returning += 1
+        self._park()
 
     def finish(self, name: str, episode_ids: Iterable[str], bad: Collection[str] = ()) -> None:
         """Episodes that ended; their rows are on the way. Frees their slots. Those in `bad` failed or were dropped."""
         runner = self._runners[name]
         for episode_id in episode_ids:
-            lease = runner.running[episode_id]
+            lease = _held(runner, episode_id)
             self._stop_running(runner, lease)
             runner.written[episode_id] = lease, episode_id not in bad
             self._written += 1
@@ -188,7 +244,7 @@ class Scheduler:
     def give_back(self, name: str, episode_id: str, now: float) -> None:
         """An attempt that failed outside the policy; the sample will be tried again."""
         runner = self._runners[name]
-        lease = runner.running[episode_id]
+        lease = _held(runner, episode_id)
         assert not lease.final, "the last attempt becomes a row, it is not given back"
         self._stop_running(runner, lease)
         self._again(lease, name, now)
@@ -215,8 +271,9 @@ class Scheduler:
     def lose_runner(self, name: str, why: str, now: float) -> list[Orphan]:
         """Takes a runner out with all it held. Returns the samples that have no attempt left."""
         runner = self._runners[name]
-        held = [*runner.running.values(), *(lease for lease, _ in runner.written.values())]
-        for lease in tuple(runner.running.values()):
+        playing = [*runner.running.values(), *runner.parked.values()]
+        held = [*playing, *(lease for lease, _ in runner.written.values())]
+        for lease in playing:
             self._stop_running(runner, lease)
         self._written -= len(runner.written)
         del self._runners[name]
@@ -327,12 +384,46 @@ class Scheduler:
         return unplayed
 
     def _stop_running(self, runner: _Runner, lease: Lease) -> None:
-        group = self._groups[lease.group_id]
-        del runner.running[lease.episode_id]
-        del group.running[lease.episode_id]
-        runner.drops.pop(lease.episode_id, None)
+        group, episode_id = self._groups[lease.group_id], lease.episode_id
+        if episode_id in runner.parked:
+            self._with_slot(runner, episode_id)
+        del runner.running[episode_id]
+        del group.running[episode_id]
+        runner.drops.pop(episode_id, None)
+        runner.resumed.pop(episode_id, None)
+        self._standing.pop(episode_id, None)
         group.lane.running -= 1
         self._running -= 1
+        self._park()
+
+    def _park(self) -> None:
+        """Takes their slots from those that wait for a person, the first to wait first, as far as may be."""
+        while self._standing and self._parked - self._returning < self._parked_max:
+            episode_id = next(iter(self._standing))
+            runner = self._runners[self._standing.pop(episode_id)]
+            lease = runner.parked[episode_id] = runner.running.pop(episode_id)
+            lane = self._groups[lease.group_id].lane
+            lane.running, lane.parked = lane.running - 1, lane.parked + 1
+            self._running, self._parked = self._running - 1, self._parked + 1
+
+    def _resume(self, runner: _Runner) -> tuple[str, ...]:
+        """What the runner may go on with. Beyond its share: they are where they are."""
+        resumed, runner.resumed = list(runner.resumed), {}
+        while runner.returning and self._running < self.limit:
+            episode_id = next(iter(runner.returning))
+            self._with_slot(runner, episode_id)
+            resumed.append(episode_id)
+        return tuple(resumed)
+
+    def _with_slot(self, runner: _Runner, episode_id: str) -> None:
+        """Gives a parked episode a slot."""
+        lease = runner.running[episode_id] = runner.parked.pop(episode_id)
+        if episode_id in runner.returning:
+            del runner.returning[episode_id]
+            self._returning -= 1
+        lane = self._groups[lease.group_id].lane
+        lane.running, lane.parked = lane.running + 1, lane.parked - 1
+        self._running, self._parked = self._running + 1, self._parked - 1
 
     def _forget(self, lease: Lease) -> Group:
         """The group of a sample that has its row; nothing is kept of a group that has all of them."""
@@ -342,6 +433,11 @@ class Scheduler:
         if not group.open:
             del self._groups[lease.group_id]
         return group
+
+
+def _held(runner: _Runner, episode_id: str) -> Lease:
+    """The lease of an episode that the runner plays, with a slot or without."""
+    return runner.running[episode_id] if episode_id in runner.running else runner.parked[episode_id]
 
 
 def _load(lane: Lane) -> float:

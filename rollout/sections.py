@@ -223,6 +223,8 @@ class SchedulerConfig(Section):
     """Fewer at once while an engine's KV cache is too full."""
     least_in_flight: PositiveInt = 1
     """Never fewer than this."""
+    parked_max: Annotated[int, Field(ge=0)] = 10_000
+    """Episodes that may wait for a person beside those in flight; more keep their places until some are answered."""
     history: PathText | None = None
     """A run whose episodes tell how long each task takes: the longest of those read ahead then start first."""
     runners: PositiveInt = 1

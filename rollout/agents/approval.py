@@ -4,6 +4,8 @@
     ...                                           # asked.pending is what to wait for: a slot may be given away here
     ruled = await asked.ruled()                   # what becomes of every call
 
+What an earlier attempt has had decided is not asked again: `recalled` gives it from the record.
+
 Every call keeps exactly one result. A denied call has one that says so. A redirect and an end of the run deny the whole
 turn; what the policy is told beside stands behind the results, so that call and result stay together. An approver that
 breaks is a failure of the episode, never a denial: the policy did nothing to deserve one.
@@ -14,20 +16,22 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal, TypeVar, cast
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal, TypeVar, cast, get_args
 
 from rollout.agents.approval_queue import ApprovalQueue, Request
 from rollout.agents.approval_section import ApprovalConfig, Approver
-from rollout.agents.approvers import ApprovalPolicy, Said
+from rollout.agents.approvers import ApprovalPolicy
 from rollout.agents.arguments import as_arguments
+from rollout.agents.aside import Asks, Told
 from rollout.agents.calling import asked
 from rollout.agents.decisions import Approved, Decision, Denied, Modified, Redirected, Terminated, TimedOut
 from rollout.agents.tool_rules import Ruling
 from rollout.errors import UserError, boundary
+from rollout.restoring import Diverged
 from rollout.thread import DISK_SECONDS
 from rollout.tool_use import skipped
-from rollout.trajectory import FailureKind, Message, ToolCall, ToolResult
+from rollout.trajectory import Event, FailureKind, Message, ToolCall, ToolResult
 
 T = TypeVar("T")
 Word = Literal["approve", "deny", "modify", "redirect", "terminate", "timeout"]
@@ -55,6 +59,28 @@ class ApprovalEvent:
     wait_s: float
     arguments: str | None = None
     """What the call was made with, where that is not what was sampled."""
+    told: Told | None = None
+    """What the model that was asked said, and what that took."""
+
+    def event(self, turn: int) -> Event:
+        """As it stands in the row."""
+        detail = asdict(self)
+        if self.told is None:
+            del detail["told"]
+        return Event(turn, "approval", detail.pop("tool"), detail, detail.pop("wait_s"))
+
+    @staticmethod
+    def of(event: Event) -> ApprovalEvent:
+        """From what `event` gave. Raises Diverged for what it did not give."""
+        detail = {**event.detail, "tool": event.name, "wait_s": event.seconds}
+        try:
+            told = Told(**detail.pop("told")) if detail.get("told") else None
+            found = ApprovalEvent(**{**detail, "told": told})
+        except TypeError as error:
+            raise Diverged(f"what was decided cannot be read: {error}") from error
+        if found.decision not in get_args(Word):
+            raise Diverged(f"what was decided cannot be read: {found.decision}")
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +96,8 @@ class Ruled:
     in_turn: bool = False
     """Somebody was asked: the calls are made one after another."""
     events: tuple[ApprovalEvent, ...] = ()
+    waited: float = 0.0
+    """Seconds that people took for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +108,7 @@ class Approvals:
     timeout: float = 300.0
     on_timeout: Literal["deny", "abort"] = "deny"
     queue: ApprovalQueue | None = None
-    model: Said | None = None
+    model: Asks | None = None
     clock: Callable[[], float] = time.monotonic
     wall: Callable[[], float] = time.time
 
@@ -88,7 +116,7 @@ class Approvals:
     def of(
         config: ApprovalConfig,
         queue: ApprovalQueue | None = None,
-        model: Said | None = None,
+        model: Asks | None = None,
         should_interrupt: Callable[..., Any] | None = None,
         key: str = "agent.approval",
     ) -> Approvals | None:
@@ -106,6 +134,37 @@ class Approvals:
             if one.approver == "model" and model is None:
                 raise UserError(f"{key}: approver model: expected a model to ask")
         return Approvals(policies, config.timeout, config.on_timeout, queue, model) if policies else None
+
+    @property
+    def by_people(self) -> bool:
+        """Whether a person may be asked."""
+        return any(one.approver == "human" for one in self.policies)
+
+    def recalled(self, calls: Sequence[ToolCall], rulings: Sequence[Ruling], events: Sequence[ApprovalEvent]) -> Ruled:
+        """What was decided when an earlier attempt asked about these calls. `rulings` have the results of those that
+        are not to be made. Raises Diverged when it was about other calls."""
+        left, ruled = list(events), list(rulings)
+        for place, (call, ruling) in enumerate(zip(calls, rulings, strict=True)):
+            if left and (left[0].call_id, left[0].tool) == (call.id, call.name):
+                arguments = left.pop(0).arguments
+                if arguments is not None and isinstance(ruling, ToolCall):
+                    ruled[place] = replace(ruling, arguments=arguments)
+        if left:
+            raise Diverged(f"a call of {left[0].tool} was decided about, and is not made now")
+        said, stop = self.follows([_decided(one) for one in events])
+        return Ruled(tuple(ruled), said, stop, True, tuple(events))
+
+    def follows(
+        self, decided: Sequence[Decision | TimedOut | None]
+    ) -> tuple[tuple[Message, ...], Literal["approval_denied", "approval_timeout"] | None]:
+        """What the policy is told behind the results of a turn, and why the run ends, if it does."""
+        texts = dict.fromkeys(one.text for one in decided if isinstance(one, Redirected))
+        ending = [one for one in decided if self.ends(one)]
+        if any(isinstance(one, Terminated) for one in ending):
+            return (), "approval_denied"
+        if any(isinstance(one, TimedOut) for one in ending):
+            return (), "approval_timeout"
+        return tuple({"role": "user", "content": text} for text in texts), None
 
     async def ask(self, rulings: Sequence[Ruling], about: About) -> Asked:
         """Asks about every call that is to be made. People are asked last, and not where the turn is denied already.
@@ -140,7 +199,7 @@ class Approvals:
 
     async def _decide(self, one: _Open) -> None:
         began = self.clock()
-        one.decided = await one.policy.reply(one.request, self.model, self.timeout)
+        one.decided, one.told = await one.policy.reply(one.request, self.model, self.timeout)
         one.waited = self.clock() - began
 
     async def _put(self, one: _Open) -> None:
@@ -175,6 +234,7 @@ class _Open:
     waits: bool = False
     """For a person."""
     waited: float = 0.0
+    told: Told | None = None
 
 
 @dataclass(slots=True)
@@ -199,19 +259,10 @@ class Asked:
     async def ruled(self) -> Ruled:
         """Waits for people, each call up to the timeout, all at once. Raises BoundaryError when their folder breaks."""
         await _all([self.approvals.wait(one) for one in self.open.values() if one.waits])
-        decided = [one.decided for one in self.open.values()]
-        texts = dict.fromkeys(one.text for one in decided if isinstance(one, Redirected))
-        stop = self._stop()
-        said: tuple[Message, ...] = () if stop else tuple({"role": "user", "content": text} for text in texts)
+        said, stop = self.approvals.follows([one.decided for one in self.open.values()])
         rulings = tuple(self._ruling(place, one) for place, one in enumerate(self.rulings))
         in_turn = any(one.policy.approver not in ("auto", "deny") for one in self.open.values())
         return Ruled(rulings, said, stop, in_turn, tuple(self._events()))
-
-    def _stop(self) -> Literal["approval_denied", "approval_timeout"] | None:
-        ending = [one.decided for one in self.open.values() if self.approvals.ends(one.decided)]
-        if any(isinstance(one, Terminated) for one in ending):
-            return "approval_denied"
-        return "approval_timeout" if any(isinstance(one, TimedOut) for one in ending) else None
 
     def _ruling(self, place: int, ruling: Ruling) -> Ruling:
         if place in self.refused:
@@ -232,7 +283,9 @@ class Asked:
             if one.decided is not None:
                 word, reason = _named(one.decided)
                 changed = one.decided.arguments if isinstance(one.decided, Modified) else None
-                yield ApprovalEvent(one.call.id, one.call.name, word, one.policy.approver, reason, one.waited, changed)
+                yield ApprovalEvent(
+                    one.call.id, one.call.name, word, one.policy.approver, reason, one.waited, changed, one.told
+                )
 
 
 def _why_not(decided: Decision | TimedOut | None) -> str | None:
@@ -262,6 +315,23 @@ def _named(decided: Decision | TimedOut) -> tuple[Word, str]:
             return "terminate", reason
         case TimedOut():
             return "timeout", ""
+
+
+def _decided(event: ApprovalEvent) -> Decision | TimedOut:
+    """The decision that `_named` has named."""
+    match event.decision:
+        case "approve":
+            return Approved()
+        case "deny":
+            return Denied(event.reason)
+        case "modify":
+            return Modified(event.arguments or "")
+        case "redirect":
+            return Redirected(event.reason)
+        case "terminate":
+            return Terminated(event.reason)
+        case "timeout":
+            return TimedOut(event.wait_s)
 
 
 async def _all(work: Sequence[Awaitable[T]]) -> list[T]:

@@ -3,27 +3,40 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
 from rollout.agents.approval_queue import Request
 from rollout.agents.approval_section import Approver, PolicyConfig
+from rollout.agents.aside import Asks, Told
 from rollout.agents.calling import asked
-from rollout.agents.decisions import Approved, Decision, Denied, TimedOut, decision
+from rollout.agents.decisions import WORDS, Approved, Decision, Denied, TimedOut, decision
 from rollout.errors import BoundaryError, boundary
 from rollout.references import load_function
 from rollout.trajectory import Failure, FailureKind, Message
 
-Said = Callable[[Sequence[Message]], Awaitable[str]]
-"""A model: what it says to some messages."""
 _INSTRUCTIONS = "You decide whether an agent may make a tool call."
 _FORM = (
     'Answer with a JSON object and nothing else: {"decision": "approve"}, {"decision": "deny", "reason": "..."}, '
     '{"decision": "modify", "arguments": {...}}, {"decision": "redirect", "text": "..."} or '
     '{"decision": "terminate", "reason": "..."}.'
 )
+
+
+_SCHEMA = {
+    "type": "object",
+    "properties": {
+        "decision": {"enum": list(WORDS)},
+        "reason": {"type": "string", "maxLength": 400},
+        "arguments": {"type": "object"},
+        "text": {"type": "string", "maxLength": 400},
+    },
+    "required": ["decision"],
+    "additionalProperties": False,
+}
+"""What a model's answer is held to where the engine can."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,17 +64,22 @@ class ApprovalPolicy:
         """Whether the policy is about this tool."""
         return any(fnmatchcase(tool, pattern) for pattern in self.tools)
 
-    async def reply(self, request: Request, model: Said | None, seconds: float) -> Decision | TimedOut:
-        """What the approver decides, a person aside. Raises BoundaryError when it breaks or answers nonsense."""
+    async def reply(
+        self, request: Request, model: Asks | None, seconds: float
+    ) -> tuple[Decision | TimedOut, Told | None]:
+        """What the approver decides, a person aside, and what a model said for that.
+
+        Raises BoundaryError when the approver breaks or answers nonsense.
+        """
         match self.approver:
             case "auto":
-                return Approved()
+                return Approved(), None
             case "deny":
-                return Denied(self.message)
+                return Denied(self.message), None
             case "scripted":
-                return decision(self.script[min(request.turn, len(self.script) - 1)])
+                return decision(self.script[min(request.turn, len(self.script) - 1)]), None
             case "function" if self.function is not None:
-                return await _of_function(self.function, request, seconds)
+                return await _of_function(self.function, request, seconds), None
             case "model" if model is not None:
                 return await _of_model(model, self.instructions or _INSTRUCTIONS, request, seconds)
             case _:
@@ -80,19 +98,23 @@ async def _of_function(function: Callable[..., Any], request: Request, seconds: 
         raise
 
 
-async def _of_model(model: Said, instructions: str, request: Request, seconds: float) -> Decision | TimedOut:
+async def _of_model(
+    model: Asks, instructions: str, request: Request, seconds: float
+) -> tuple[Decision | TimedOut, Told | None]:
     told = json.dumps({"tool": request.tool, "arguments": request.arguments}, ensure_ascii=False)
     messages: list[Message] = [
         {"role": "system", "content": f"{instructions}\n{_FORM}"},
         {"role": "user", "content": told},
     ]
     try:
-        async with boundary(FailureKind.AGENT, f"approval of {request.tool} by a model", seconds):
-            return _read(await model(messages))
+        async with boundary(FailureKind.MODEL, f"approval of {request.tool}", seconds):
+            told = await model(messages, _SCHEMA, request.id, seconds)
+            return _read(told.text), told
     except BoundaryError as error:
         if isinstance(error.__cause__, TimeoutError):
-            return TimedOut(seconds)
+            return TimedOut(seconds), None
         raise
+    raise AssertionError("a boundary swallows nothing")
 
 
 def _read(text: str) -> Decision:

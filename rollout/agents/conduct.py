@@ -14,11 +14,12 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, cast
 
-from rollout.agents.approval import About, Ruled
+from rollout.agents.approval import About, ApprovalEvent, Ruled
 from rollout.agents.child_runs import ChildRuns
 from rollout.agents.children import Place
 from rollout.agents.context import Plan, compacted, due, leading_system
@@ -28,14 +29,15 @@ from rollout.agents.hooks import Rewritten, compared
 from rollout.agents.model_settings import FINAL_BODY, FINAL_MESSAGE, final_uses, next_call
 from rollout.agents.parts import Parts
 from rollout.agents.pipelines import PipelineConduct
-from rollout.agents.pricing import spent
+from rollout.agents.pricing import Usage, spent
 from rollout.agents.replies import tool_messages
 from rollout.agents.role import Role, last_said, open_role
 from rollout.agents.structured import Reading
 from rollout.agents.tool_rules import Ruling, out_of_retries, unruled
-from rollout.conduct import Acted, Conduct, Ended, Ready, Said, Sample, acted
+from rollout.conduct import Acted, Conduct, Ended, Ready, Said, Sample, Then, acted
 from rollout.errors import BoundaryError, boundary, describe
 from rollout.family import Family
+from rollout.parking import Parking
 from rollout.protocols import Ledger, Seeded
 from rollout.trajectory import (
     Agent,
@@ -47,6 +49,7 @@ from rollout.trajectory import (
     Message,
     StopReason,
     ToolSpec,
+    ToolUse,
     Turn,
 )
 
@@ -61,6 +64,8 @@ class AgentConduct:
 
     parts: Parts
     lease: Lease
+    parking: Parking = field(default_factory=Parking)
+    """Where the episode's slot goes while a person is asked."""
     _seeded: Seeded | None = None
     _runs: ChildRuns | None = None
     """Those it may begin."""
@@ -87,6 +92,8 @@ class AgentConduct:
     """Guardrails were asked of what was said before it was told."""
     _events: list[Event] = field(default_factory=list[Event])
     _untrained: set[int] = field(default_factory=set[int])
+    _usd: float | None = 0.0
+    """What approvers that are models cost; None where one's cost is not known."""
 
     @property
     def agent(self) -> Agent:
@@ -166,7 +173,7 @@ class AgentConduct:
         parsings = [role.parsing for role in roles if role.parsing is not None]
         untrained = self._untrained.union(*(parsing.untrained_turns for parsing in parsings))
         penalty = sum(parsing.penalty for parsing in parsings)
-        return Ended(self._answer, tuple(self._events), penalty, frozenset(untrained))
+        return Ended(self._answer, tuple(self._events), penalty, frozenset(untrained), self._usd)
 
     # -- before a call
 
@@ -175,7 +182,8 @@ class AgentConduct:
         budget, runs = self.parts.budget, self._runs
         if budget is None or budget.episode_usd is None or runs is None:
             return None
-        return StopReason.COST if spent(budget.used(runs.family.all_turns()), budget.episode_usd) else None
+        used = budget.used(runs.family.all_turns()) + Usage(known_usd=self._usd or 0.0)
+        return StopReason.COST if spent(used, budget.episode_usd) else None
 
     async def _hooked(self, turn: int) -> tuple[Message, ...]:
         """Lets `before_llm_call` see the view. What it adds to its end; a view that it rewrites begins anew."""
@@ -298,15 +306,18 @@ class AgentConduct:
                 return await self._handed_over(taken, number)
             rulings = [ruling if use is None else use.result for ruling, use in zip(rulings, taken.uses, strict=True)]
         rulings = await role.gates.admitted(rulings)
-        ruled = await self._approved(rulings, number)
+        if said.then is not None:
+            rulings = [_again(*one, said.then, role) for one in zip(rulings, said.then.uses, strict=True)]
+        ruled = await self._approved(said, rulings, number)
+        decided = tuple(event.event(number) for event in ruled.events)
+        self._events += decided
         used = await role.box.use(
             self._open.session, said.calls, role.allowed, seconds, False, ruled.rulings, ruled.in_turn
         )
         self._record(role.gates.events, number)
         role.gates.events.clear()
         step = acted(used, said.implied)
-        if ruled.said:
-            step = replace(step, said=(*step.said, *ruled.said))
+        step = replace(step, said=(*step.said, *ruled.said), decided=decided, waited=ruled.waited)
         if step.stop is not None or step.broken is not None:
             return step
         if ruled.stop is not None:
@@ -323,16 +334,24 @@ class AgentConduct:
             return replace(step, stop=StopReason.TOOL_RETRIES)
         return step
 
-    async def _approved(self, rulings: Sequence[Ruling], number: int) -> Ruled:
-        """What whoever is asked for approval makes of the calls."""
+    async def _approved(self, said: Said, rulings: Sequence[Ruling], number: int) -> Ruled:
+        """What whoever is asked for approval makes of the calls. The slot is somebody else's while a person is."""
         approvals = self._role.parts.approvals
         if approvals is None:
             return Ruled(tuple(rulings))
-        about = About(self.lease.episode_id, number, self.agent.name)
-        ruled = await (await approvals.ask(rulings, about)).ruled()
-        for event in ruled.events:
-            detail = asdict(event)
-            self._happened(number, "approval", detail.pop("tool"), detail, detail.pop("wait_s"))
+        if said.then is not None:
+            ruled = approvals.recalled(said.calls, rulings, [ApprovalEvent.of(one) for one in said.then.decided])
+        else:
+            asked = await approvals.ask(rulings, About(self.lease.episode_id, number, self.agent.name))
+            if not asked.pending:
+                ruled = await asked.ruled()
+            else:
+                began = time.monotonic()
+                async with self.parking.away(self.lease.episode_id):
+                    ruled = await asked.ruled()
+                ruled = replace(ruled, waited=time.monotonic() - began)
+        for told in (event.told for event in ruled.events if event.told is not None):
+            self._usd = None if self._usd is None or told.usd is None else self._usd + told.usd
         return ruled
 
     async def _handed_over(self, taken: Taken, number: int) -> Acted:
@@ -416,6 +435,18 @@ class AgentConduct:
         self._events.append(Event(turn, kind, name, detail or {}, seconds))
 
 
-def conduct_of(parts: Parts, lease: Lease) -> Conduct:
-    """How an agent goes about one attempt at an episode, or about a run in it."""
-    return AgentConduct(parts, lease) if parts.pipeline is None else PipelineConduct(parts, lease, conduct_of)
+def conduct_of(parts: Parts, lease: Lease, parking: Parking | None = None) -> Conduct:
+    """How an agent goes about one attempt at an episode, or about a run in it, which has no slot of its own to park."""
+    return (
+        AgentConduct(parts, lease, parking or Parking())
+        if parts.pipeline is None
+        else PipelineConduct(parts, lease, conduct_of)
+    )
+
+
+def _again(ruling: Ruling, use: ToolUse, then: Then, role: Role) -> Ruling:
+    """A call of a turn that was played before: only the environment's tools are called again, and only where its
+    session is a fresh one. What functions did is done."""
+    if use.result.skipped or not then.replays or role.box.owns(use.call.name):
+        return use.result
+    return ruling

@@ -11,6 +11,7 @@ from typing import Any, cast
 
 from rollout.agents.approval import Approvals
 from rollout.agents.approval_queue import ApprovalQueue
+from rollout.agents.aside import Asks
 from rollout.agents.child_runs import tool_names
 from rollout.agents.children import ChildrenConfig
 from rollout.agents.conduct import conduct_of
@@ -30,6 +31,7 @@ from rollout.agents.stored_sessions import StoredSessions, open_sessions
 from rollout.agents.tool_section import ToolConfig, rules
 from rollout.conduct import Conduct
 from rollout.errors import UserError
+from rollout.parking import Parking
 from rollout.references import load_function
 from rollout.trajectory import Agent, Lease, Sampling, Turn
 
@@ -47,15 +49,21 @@ class Loaded:
     memories: list[Memories] = field(default_factory=list[Memories])
     servers: list[McpServers] = field(default_factory=list[McpServers])
     sessions: StoredSessions | None = None
+    parking: Parking = field(default_factory=Parking)
 
     def conduct(self, agent: Agent, lease: Lease) -> Conduct:
         """How the agent goes about one attempt at an episode."""
-        conduct, sessions, budget = conduct_of(self.parts, lease), self.sessions, self.parts.budget
+        conduct, sessions, budget = conduct_of(self.parts, lease, self.parking), self.sessions, self.parts.budget
         if sessions is None:
             return conduct
         model = "" if budget is None else budget.model
         price = None if budget is None else partial(_price, budget)
         return Conversing(conduct, lambda: sessions.of_rollout(lease), model, price)
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether an episode may go on behind the turns that an earlier attempt has left."""
+        return self.sessions is None and self.parts.goes_on
 
     async def close(self) -> None:
         """Closes what episodes share. Idempotent."""
@@ -79,6 +87,10 @@ class Around:
     """The folder where calls wait for a person's approval."""
     tokens: bool = False
     """Prompts are rendered here, with the same variables of the chat template for all."""
+    model: Asks | None = None
+    """What approvers that are models ask."""
+    parking: Parking = field(default_factory=Parking)
+    """Where episodes wait for people."""
 
 
 def is_plain(config: AgentConfig) -> bool:
@@ -114,7 +126,7 @@ async def load_agent(config: AgentConfig, around: Around) -> Loaded:
     found = _Found(config.children)
     parts = await _member(config, config.name, around, "agent", found)
     sessions = None if config.sessions is None else await open_sessions(config.sessions, config.name)
-    return Loaded(replace(parts, budget=around.budget), found.memories, found.servers, sessions)
+    return Loaded(replace(parts, budget=around.budget), found.memories, found.servers, sessions, around.parking)
 
 
 def _price(budget: Budget, turn: Turn, prompt: int | None) -> float | None:
@@ -157,7 +169,7 @@ async def _member(config: MemberConfig, name: str, around: Around, key: str, fou
         max_output=config.max_tool_output,
         hooks=hooks,
         guardrails=Guardrails.of(config.guardrails, f"{key}.guardrails"),
-        approvals=Approvals.of(config.approval, queue, None, interrupt, f"{key}.approval"),
+        approvals=Approvals.of(config.approval, queue, around.model, interrupt, f"{key}.approval"),
         output=config.form(key),
         shortening=_shortening(config.context, around.context),
         skills=skills if skills.skills else None,
@@ -179,7 +191,8 @@ async def _team(config: MemberConfig, around: Around, key: str, found: _Found) -
         return None
     tools, targets = handoff_tools(_purposes(several), f"{key}.sub_agents")
     agents, told = await _members(several, around, key, found), config.handoffs
-    return Team(agents, tools, targets, told.follow, told.max_handoffs, told.filter(f"{key}.handoffs"))
+    own = ":" in told.history_filter
+    return Team(agents, tools, targets, told.follow, told.max_handoffs, told.filter(f"{key}.handoffs"), own)
 
 
 async def _crew(config: MemberConfig, around: Around, key: str, found: _Found) -> Crew | None:

@@ -88,6 +88,29 @@ class Parts:
         """What its model calls ask for where nothing else is asked of them."""
         return Extras(self.settings.body, self.settings.vllm, None, self.settings.max_tokens)
 
+    @property
+    def goes_on(self) -> bool:
+        """Whether an episode may go on behind the turns that an earlier attempt has left.
+
+        All between the model's answers is done again then, so it must change nothing outside of the episode and come
+        to the same. Hooks, guardrails and filters are a person's own code, memories are written, servers have a state;
+        a recorded answer of a tool ends no run. Runs of other agents are not on the episode's own record.
+        """
+        if self.crew is not None:
+            return False
+        own = self.guardrails is not None or self.memories is not None or self.servers is not None
+        if own or (self.hooks is not None and self.hooks.functions.keys() != {"should_interrupt"}):
+            return False
+        if any(rule.return_direct for rule in self.rules.values()):
+            return False
+        return self.team is None or self.team.goes_on
+
+    @property
+    def patience(self) -> float:
+        """Seconds that a person may take to answer for a turn; 0 where nobody is asked."""
+        own = self.approvals.timeout if self.approvals is not None and self.approvals.by_people else 0.0
+        return max([own, *(one.patience for one in self.team.agents.values())]) if self.team is not None else own
+
 
 @dataclass(frozen=True, slots=True)
 class Team:
@@ -102,6 +125,13 @@ class Team:
     max_handoffs: int = 10
     kept: HistoryFilter = list
     """What the next agent sees of what was said before."""
+    own_filter: bool = False
+    """That is a function of a person's."""
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether all of them may go on behind recorded turns."""
+        return not self.own_filter and all(one.goes_on for one in self.agents.values())
 
 
 @dataclass(frozen=True, slots=True)

@@ -113,6 +113,10 @@ class ToolBox:
         if raised := next((end for end in ends if end is not None), None):
             raise raised
 
+    def owns(self, name: str) -> bool:
+        """Whether a set of the box has the tool, and not the resource."""
+        return any(spec.name == name for one in self.sets for spec in one.specs)
+
     def rule_of(self, name: str) -> ToolRule:
         """How the tool is used."""
         return self.rules.get(name, PLAIN)

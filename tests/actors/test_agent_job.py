@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -118,6 +119,46 @@ def test_a_person_approves_calls_of_a_job_that_waits(jobs: Jobs) -> None:
     assert sorted(row["stop_reason"] for row in played.values()) == ["approval_denied", "environment", "environment"]
     assert all([event["kind"] for event in row["events"]] == ["approval"] for row in played.values())
     assert not (run.folder / REQUESTS).exists(), "all rows are there"
+
+
+def test_who_waits_for_a_person_holds_no_place_and_outlives_the_run(jobs: Jobs) -> None:
+    told = {"approval": {"timeout": 3600, "policies": [{"tools": ["submit"], "approver": "human"}]}}
+    file = conf(jobs.folder, call("add", amount=1), call("add", amount=1), call("submit"), **told)
+    few = ["resource.options.count=6", "scheduler.in_flight=2", "scheduler.stuck_seconds=15"]
+    run = jobs.start("run", *few, conf=file)
+    place = str(run.folder / REQUESTS)
+    until(lambda: len(pending(place)) == 6, "more calls to wait than there are places")
+    until(lambda: "6 wait for approval" in run.said(), "the view to say so")
+    first, *others = (one.id for one in pending(place))
+    approve(jobs, run.folder, first, "approve")
+    run.until_rows(1)
+    os.killpg(run.process.pid, signal.SIGINT)
+    assert run.wait() == 75, run.said()
+    assert [one.id for one in pending(place)] == others
+    for one in others[:4]:
+        approve(jobs, run.folder, one, "approve")  # while nothing runs
+    again = jobs.start("run", *few, "--resume", conf=file)
+    until(lambda: len(rows(run.folder)) >= 5, "those that were answered to end")
+    assert [one.id for one in pending(place)] == others[4:]
+    approve(jobs, run.folder, others[4], '{"decision": "terminate"}')
+    assert again.wait() == 0, again.said()
+    assert_one_each(run.folder, 6)
+    played = {row["episode_id"]: row for row in rows(run.folder)}
+    assert sorted(row["restored_turns"] or 0 for row in played.values()) == [0, 3, 3, 3, 3, 3]
+    assert all(row["events"][0]["kind"] == "approval" for row in played.values())
+
+
+def test_a_model_of_the_job_approves(jobs: Jobs) -> None:
+    told = {"approval": {"policies": [{"tools": ["submit"], "approver": "model"}]}}
+    lines = ('{"decision": "deny", "reason": "never"} ' + call("add", amount=1), call("add", amount=1), call("submit"))
+    run = jobs.finish(
+        "run", "resource.options.count=3", "run.limits.max_turns=4", conf=conf(jobs.folder, *lines, **told)
+    )
+    for row in rows(run.folder):
+        event = row["events"][0]
+        assert (event["kind"], event["turn"], json.loads(event["detail"])["decision"]) == ("approval", 2, "deny")
+        assert json.loads(event["detail"])["told"]["sampled_tokens"] > 0
+        assert row["turns"][2]["tool_calls"][0]["skipped"]
 
 
 def test_a_person_talks_with_an_agent_and_every_conversation_is_a_row(jobs: Jobs) -> None:

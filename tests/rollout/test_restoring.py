@@ -54,7 +54,7 @@ async def played(resource: Resource, lines: Sequence[str], task: Task | None = N
 
 def through_a_file(saved: Saved) -> Saved:
     written = record("", 0, saved)
-    return decoded(written[written.index(b"\x83\xa4turn") :])
+    return decoded(written[written.index(b"\x85\xa4turn") :])
 
 
 class Unasked:

@@ -30,6 +30,7 @@ SIZES = st.integers(1, 2).flatmap(
         limits=st.tuples(*[st.none() | st.integers(1, 3)] * lanes),
         longest_first=st.booleans(),
         adaptive=st.booleans(),
+        parked_max=st.integers(0, 3),
     )
 )
 LOADS = st.builds(
@@ -66,6 +67,19 @@ class SchedulerMachine(RuleBasedStateMachine):
     @precondition(lambda self: any(self.world.playing.values()))
     def end(self, data: st.DataObject, result: str) -> None:
         self.world.end(*self.some(data), result)
+
+    @rule(data=st.data())
+    @precondition(lambda self: any(self.world.playing.values()))
+    def park(self, data: st.DataObject) -> None:
+        name, chosen = self.some(data)
+        for episode_id in chosen:
+            if episode_id not in self.world.asking and episode_id not in self.world.answered:
+                self.world.park(name, episode_id)
+
+    @rule(data=st.data())
+    @precondition(lambda self: self.world.asking)
+    def unpark(self, data: st.DataObject) -> None:
+        self.world.unpark(data.draw(st.sampled_from(sorted(self.world.asking))))
 
     @rule(data=st.data())
     @precondition(lambda self: any(self.world.told.values()))

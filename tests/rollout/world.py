@@ -33,6 +33,7 @@ class Sizes:
     limits: tuple[int | None, ...] = (None,)
     longest_first: bool = False
     adaptive: bool = False
+    parked_max: int = 2
 
 
 def longest_last(task: Task) -> float:
@@ -47,6 +48,10 @@ class World:
     sizes: Sizes
     now: float = 0.0
     playing: dict[str, dict[str, Lease]] = field(default_factory=dict)
+    asking: dict[str, str] = field(default_factory=dict)
+    """Runners by episode: what waits for a person,"""
+    answered: dict[str, str] = field(default_factory=dict)
+    """and what has been answered and not been told to go on."""
     told: dict[str, dict[str, str]] = field(default_factory=dict)
     """What runners were told to break off, while it is still in play."""
     files: dict[str, dict[str, str]] = field(default_factory=dict)
@@ -75,7 +80,7 @@ class World:
         pace = Pace(sizes.in_flight) if sizes.adaptive else None
         self.fresh = set(self.lane_of)
         """Samples that nobody has heard of yet."""
-        self.scheduler = Scheduler(lanes, sizes.in_flight, sizes.attempts, sizes.wanted, pace)
+        self.scheduler = Scheduler(lanes, sizes.in_flight, sizes.attempts, sizes.wanted, pace, None, sizes.parked_max)
 
     def add(self) -> str:
         name = f"r{self.born}"
@@ -87,7 +92,13 @@ class World:
     def work(self, name: str) -> Orders:
         """A runner asks what to do."""
         before = self.by_lane()
+        free = self.scheduler.limit - self.scheduler.running
         orders = self.scheduler.assign(name, self.now)
+        for episode_id in orders.resumed:
+            assert self.answered.pop(episode_id) == name, "nobody goes on who has not been answered, or elsewhere"
+        if any(runner == name for runner in self.answered.values()):
+            assert self.scheduler.running >= self.scheduler.limit, "who comes back has the first free slot"
+        assert not orders.leases or len(orders.leases) + len(self.answered) <= max(0, free) + len(orders.resumed)
         for lease in orders.leases:
             self._begin(name, lease)
         for episode_id, reason in orders.drops.items():
@@ -98,7 +109,7 @@ class World:
             self._may_drop(lease.episode_id, reason)
             self.fresh.discard(lease.episode_id)
             self.files[name][lease.episode_id] = reason
-        if orders.leases and self.scheduler.running < self.scheduler.limit:
+        if orders.leases and self.scheduler.running + len(self.answered) < self.scheduler.limit:
             self._work_conserving(name)
         self._fair(before, orders)
         return orders
@@ -127,10 +138,10 @@ class World:
         """No lane got a slot while another with work was owed one."""
         for lease in reversed(orders.leases):
             lane = self.lane_of[lease.episode_id]
-            loads = self.by_lane()
+            loads, sessions = self.by_lane(), self.sessions()
             for other, limit in enumerate(self.sizes.limits):
                 if other != lane and any(self.lane_of[one] == other for one in self.fresh):
-                    full = limit is not None and loads[other] >= limit
+                    full = limit is not None and sessions[other] >= limit
                     owed = loads[other] / self.sizes.weights[other]
                     assert full or (loads[lane] - 1) / self.sizes.weights[lane] <= owed
             return  # only the last one is judged: before it others may have been behind
@@ -139,15 +150,41 @@ class World:
         """Slots stay empty only where nobody could fill them: this runner has its share, or no lane has more."""
         share = -(-self.scheduler.limit // len(self.playing))
         if len(self.playing[name]) < share:
-            loads = self.by_lane()
+            loads = self.sessions()
             for lane, limit in enumerate(self.sizes.limits):
                 if limit is None or loads[lane] < limit:
                     assert not any(self.lane_of[one] == lane for one in self.fresh)
 
     def by_lane(self) -> list[int]:
-        """Running episodes of each lane."""
+        """Episodes of each lane that have a slot."""
+        parked = self.parked()
+        counts = Counter(self.lane_of[one] for held in self.playing.values() for one in held if one not in parked)
+        return [counts[lane] for lane in range(len(self.sizes.tasks))]
+
+    def sessions(self) -> list[int]:
+        """Episodes of each lane that hold a session: all that are played."""
         counts = Counter(self.lane_of[one] for held in self.playing.values() for one in held)
         return [counts[lane] for lane in range(len(self.sizes.tasks))]
+
+    def parked(self) -> set[str]:
+        """Who waits without a slot, as the scheduler has it."""
+        found = {one for runner in self.scheduler._runners.values() for one in runner.parked}
+        assert found <= {*self.asking, *self.answered}, "only who waits gives the slot away"
+        return found
+
+    def park(self, name: str, episode_id: str) -> None:
+        """An episode asks a person."""
+        self.scheduler.park(name, [episode_id])
+        self.asking[episode_id] = name
+
+    def unpark(self, episode_id: str) -> None:
+        """The person answers."""
+        name = self.answered[episode_id] = self.asking.pop(episode_id)
+        self.scheduler.unpark(name, [episode_id])
+
+    def _leave(self, episode_id: str) -> None:
+        self.asking.pop(episode_id, None)
+        self.answered.pop(episode_id, None)
 
     def end(self, name: str, episode_ids: Iterable[str], result: str = GOOD) -> None:
         """Episodes end with a good row, or fail for good."""
@@ -155,6 +192,7 @@ class World:
         self.scheduler.finish(name, chosen, [] if result == GOOD else chosen)
         for episode_id in chosen:
             del self.playing[name][episode_id]
+            self._leave(episode_id)
             self.told[name].pop(episode_id, None)
             self.files[name][episode_id] = result
 
@@ -167,6 +205,7 @@ class World:
         assert not self.playing[name][episode_id].final
         self.scheduler.give_back(name, episode_id, self.now)
         del self.playing[name][episode_id]
+        self._leave(episode_id)
         self.told[name].pop(episode_id, None)
 
     def commit(self, name: str, said: dict[str, str] | None = None) -> None:
@@ -184,6 +223,8 @@ class World:
     def lose(self, name: str) -> None:
         held = [*self.playing.pop(name), *self.files.pop(name)]
         del self.told[name]
+        for episode_id in held:
+            self._leave(episode_id)
         self.dead.append((name, held))
         for orphan in self.scheduler.lose_runner(name, "dead", self.now):
             episode_id = orphan.lease.episode_id
@@ -210,12 +251,18 @@ class World:
 
     def check(self) -> None:
         """What holds at every moment."""
-        running = sum(map(len, self.playing.values()))
-        assert self.scheduler.running == running <= self.sizes.in_flight
-        assert self.scheduler.held == running + sum(map(len, self.files.values()))
+        playing, parked = sum(map(len, self.playing.values())), len(self.parked())
+        assert self.scheduler.running == playing - parked <= self.sizes.in_flight
+        assert self.scheduler.parked == parked
+        assert playing <= self.sizes.in_flight + self.sizes.parked_max, "memory is bounded whoever waits"
+        assert self.scheduler.asking == len(self.asking)
+        off = sum(one in self.parked() for one in self.asking)
+        assert off == min(len(self.asking), self.sizes.parked_max), "who waits has no slot, as far as may be"
+        assert self.scheduler.only_asking == (bool(self.asking) and len(self.asking) == playing)
+        assert self.scheduler.held == playing + sum(map(len, self.files.values()))
         assert set(self.rows) <= set(self.lane_of)
         for lane, limit in enumerate(self.sizes.limits):
-            assert limit is None or self.by_lane()[lane] <= limit
+            assert limit is None or self.sessions()[lane] <= limit
         if not self.sizes.longest_first and not self.cancelled:
             for lane in range(len(self.sizes.tasks)):
                 own = [one for one in self.first if one[0] % len(self.sizes.tasks) == lane]
@@ -227,6 +274,8 @@ class World:
         """Every sample has its row, and nothing is remembered of them."""
         assert set(self.rows) == set(self.lane_of)
         assert not self.scheduler._groups
+        assert not self.scheduler._standing
+        assert all(lane.running == lane.parked == 0 for lane in self.scheduler._lanes)
         assert self.scheduler.drained
         for episode_id, result in self.rows.items():
             if result == STRAGGLER:

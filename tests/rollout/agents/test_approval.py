@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from rollout.agents.approval import About, Approvals, Ruled
+from rollout.agents.approval import About, ApprovalEvent, Approvals, Ruled
 from rollout.agents.approval_queue import ApprovalQueue, Request, answer, pending
 from rollout.agents.approval_section import ApprovalConfig, PolicyConfig
 from rollout.agents.approvers import ApprovalPolicy
+from rollout.agents.aside import Told
 from rollout.agents.decisions import Approved, Denied, Modified, Redirected, Terminated, decision
 from rollout.agents.toolbox import ToolBox
 from rollout.errors import BoundaryError, UserError
@@ -202,13 +203,15 @@ async def test_an_approver_that_breaks_is_no_denial(policy: ApprovalPolicy, time
 async def test_a_model_decides_and_nonsense_is_no_approval(said: str, word: str) -> None:
     shown: list[Sequence[Message]] = []
 
-    async def model(messages: Sequence[Message]) -> str:
+    async def model(messages: Sequence[Message], schema: Any, name: str, seconds: float) -> Told:
         shown.append(messages)
-        return said
+        return Told(said, "judge", 30, 5)
 
     policy = ApprovalPolicy(("bash",), approver="model", instructions="Nothing is deleted.")
     found = await ruled([policy], model=model)
     assert found.events[0].decision == word
+    assert found.events[0].told == Told(said, "judge", 30, 5)
+    assert ApprovalEvent.of(found.events[0].event(3)) == found.events[0]
     assert shown[0][0]["content"].startswith("Nothing is deleted.")
     assert "rm x" in shown[0][1]["content"]
 
