@@ -93,6 +93,8 @@ def _located(value: Any, key: str) -> Any:
         return value
     file, colon, name = value.partition(":")
     there = Path(file) if file.endswith(".py") else Path(value)
+    if key.endswith(".memory.path"):  # which need not be there yet
+        return str(there.absolute())
     return value if not there.exists() else f"{there.resolve()}{colon + name if there != Path(value) else ''}"
 
 

@@ -231,6 +231,14 @@ async def test_a_conversation_that_gets_long_is_summed_up_in_segments_of_their_o
     assert ("compaction", "summary") in [(event.kind, event.name) for event in played.events]
 
 
+async def test_a_call_in_a_summary_is_not_made_and_has_a_result() -> None:
+    loaded = await agent(400, context={"keep_last": 2, "compact_threshold": 0.5})
+    played = await play(loaded, ADD, ADD, f"They added twice.\n{ADD}", SUBMIT)
+    summary = next(turn for turn in played.turns if turn.segment_break == "summary")
+    assert [use.result.skipped for use in summary.tool_uses] == [True]
+    assert played.reward == 1.0, "two were made"
+
+
 async def test_an_agent_hands_over_to_another_in_a_segment_of_its_own() -> None:
     expert = {"instructions": "You add.", "description": "Adds.", "trainable": False}
     loaded = await agent(sub_agents={"adder": expert}, tools=["submit"])
