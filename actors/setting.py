@@ -99,24 +99,22 @@ async def build_settings(job: Job, owner: str) -> dict[str, Setting]:
     `owner` is the name that hosts know the runner by. Raises UserError for a model folder or template that cannot be
     used.
     """
-    policy, new_ledger = _policy(job)
-    loaded = await _agent(job)
+    template = template_of(job.config.model)
+    loaded = await _agent(job, template)
+    if template is not None and loaded is not None:
+        template = template.using(loaded.parts.variables)
+    policy, new_ledger = _policy(job, template)
     return {name: _setting(job, name, owner, policy, new_ledger, loaded) for name in job.hosts}
 
 
-async def _agent(job: Job) -> Loaded | None:
+async def _agent(job: Job, template: ChatTemplate | None) -> Loaded | None:
     """What the agent is told beside instructions and tools; None when that is nothing."""
     config = job.config
     if is_plain(config.agent):
         return None
     sampling = config.model.sampling.value()
     budget = budget_of(config, job.names.model)
-    return await load_agent(config.agent, Around(sampling, context_of(config), budget, job.requests, renders(config)))
-
-
-def renders(config: JobConfig) -> bool:
-    """Whether prompts are rendered here, as tokens."""
-    return not isinstance(config.model, OpenAIConfig) or config.model.tokenizer is not None
+    return await load_agent(config.agent, Around(sampling, context_of(config), budget, job.requests, template))
 
 
 def budget_of(config: JobConfig, model: str) -> Budget:
@@ -230,9 +228,7 @@ def template_of(config: ReplicatedConfig | OpenAIConfig) -> ChatTemplate | None:
     return load_template(resolve_model(config.path), override)
 
 
-def _policy(job: Job) -> tuple[Policy, Callable[[], Ledger]]:
-    model = job.config.model
-    template = template_of(model)
+def _policy(job: Job, template: ChatTemplate | None) -> tuple[Policy, Callable[[], Ledger]]:
     new_ledger = MessageLedger if template is None else partial(TokenLedger, template, parser_of(job.config, template))
     retry = job.config.agent.retry
     if retry is None and job.rates is None:

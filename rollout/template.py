@@ -9,14 +9,15 @@ nothing to rewrite. Rendering follows transformers' `apply_chat_template` (sandb
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
-from jinja2 import TemplateError, TemplateSyntaxError, nodes
+from jinja2 import TemplateError, TemplateSyntaxError, meta, nodes
 from jinja2.ext import Extension
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -26,6 +27,8 @@ from rollout.errors import UserError, describe
 from rollout.trajectory import Message, ToolSpec
 
 _STAND_IN = "THE_POLICY_SPOKE_HERE"
+_GIVEN = frozenset(("messages", "tools", "add_generation_prompt"))
+"""What every rendering tells a template."""
 _USER: Message = {"role": "user", "content": "?"}
 BUNDLED = Path(__file__).parent / "bundled_model"
 
@@ -52,11 +55,26 @@ class ChatTemplate:
         environment.globals["raise_exception"] = _raise
         environment.globals["strftime_now"] = _now
         self.source = source
+        self._environment = environment
         self._template = environment.from_string(source)
         self._tokenizer = tokenizer
         self._specials = specials
+        self._chosen: dict[str, Any] = {}
         self.eos_ids = eos_ids
         self._eos_texts = [text for number in sorted(eos_ids) if (text := tokenizer.id_to_token(number))]
+
+    def using(self, variables: Mapping[str, Any]) -> ChatTemplate:
+        """The same template, always rendered with these values of its `variables`."""
+        made = copy.copy(self)
+        made.__dict__.pop("opens_with_reasoning", None)  # it may depend on them
+        made._chosen = dict(variables)
+        return made
+
+    @cached_property
+    def variables(self) -> frozenset[str]:
+        """Names that it reads beside what every rendering tells it: how much to reason, and the like."""
+        read: set[str] = meta.find_undeclared_variables(self._environment.parse(self.source))
+        return frozenset(read) - _GIVEN - self._specials.keys() - self._environment.globals.keys()
 
     def render(self, messages: Sequence[Message], tools: Sequence[ToolSpec], prompted: bool) -> str:
         """The conversation as text; `prompted` adds the header of the policy's next turn.
@@ -69,6 +87,7 @@ class ChatTemplate:
                 tools=[spec.as_openai() for spec in tools] or None,
                 add_generation_prompt=prompted,
                 **self._specials,
+                **self._chosen,
             )
         except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:  # it runs foreign code
             raise UserError(f"the model's chat template refuses the conversation: {describe(error)}") from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
@@ -18,14 +18,16 @@ from rollout.agents.handoffs import handoff_tools
 from rollout.agents.hooks import Hooks
 from rollout.agents.mcp_tools import McpServers
 from rollout.agents.memory_tools import Memories, open_memories
-from rollout.agents.model_settings import model_settings
+from rollout.agents.model_settings import ModelSettings, model_settings
 from rollout.agents.parts import Budget, Parts, Shortening, Team
 from rollout.agents.section import AgentConfig, MemberConfig
 from rollout.agents.skills import load_skills
+from rollout.agents.template_variables import template_variables
 from rollout.agents.tool_section import ToolConfig, rules
 from rollout.conduct import Conduct
 from rollout.errors import UserError
-from rollout.trajectory import Agent, Lease, Sampling
+from rollout.template import ChatTemplate
+from rollout.trajectory import Agent, Json, Lease, Sampling
 
 _PATHS = re.compile(
     r"\.(ref|check|function|when|skills|skill_dirs|path|snapshot|output_schema|service|history_filter)$|\.hooks\.\w+$"
@@ -65,8 +67,8 @@ class Around:
     """What its episodes may cost; None for whatever."""
     requests: str | None = None
     """The folder where calls wait for a person's approval."""
-    tokens: bool = False
-    """Prompts are rendered here, with the same variables of the chat template for all."""
+    template: ChatTemplate | None = None
+    """What prompts are rendered with here; None where the endpoint does that."""
 
 
 def is_plain(config: AgentConfig) -> bool:
@@ -110,13 +112,13 @@ async def load_agent(config: AgentConfig, around: Around) -> Loaded:
 class _Found:
     memories: list[Memories] = field(default_factory=list[Memories])
     servers: list[McpServers] = field(default_factory=list[McpServers])
+    variables: Mapping[str, Json] | None = None
+    """Those of the chat template; None until an agent was looked at."""
 
 
 async def _member(config: MemberConfig, name: str, around: Around, key: str, found: _Found) -> Parts:
     settings = model_settings(config.api_kwargs, around.sampling, f"{key}.api_kwargs")
-    if around.tokens and settings.template:
-        wanted = "a model.engine that renders messages itself (openai without tokenizer)"
-        raise UserError(f"{key}.api_kwargs: {min(settings.template)} is for the chat template; expected {wanted}")
+    variables = _variables(settings, around, f"{key}.api_kwargs", found)
     own = [tool for tool in config.tools or () if isinstance(tool, ToolConfig)]
     references = [tool.ref for tool in own if tool.ref is not None]
     agent = Agent(name, None, config.chosen, settings.sampling)
@@ -148,8 +150,22 @@ async def _member(config: MemberConfig, name: str, around: Around, key: str, fou
         max_iterations=config.max_iterations,
         force_final=config.on_max_iterations == "force_final",
         trainable=config.trainable,
+        variables=variables,
         team=await _team(config, around, key, found),
     )
+
+
+def _variables(settings: ModelSettings, around: Around, key: str, found: _Found) -> Mapping[str, Json]:
+    """The agent's variables of the chat template: those of the first agent, for all whom it hands over to."""
+    if around.template is None:
+        return {}
+    own = template_variables(settings, around.template, key)
+    if found.variables is None:
+        found.variables = own
+    elif own and own != found.variables:
+        told = f"{min(own)}: prompts of all agents are rendered alike; expected it in agent.api_kwargs alone"
+        raise UserError(f"{key}: {told}")
+    return found.variables
 
 
 async def _team(config: MemberConfig, around: Around, key: str, found: _Found) -> Team | None:

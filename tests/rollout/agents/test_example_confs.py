@@ -62,7 +62,7 @@ async def play(name: str, *overrides: str, folder: Path, tasks: int = 2) -> list
     assert config.resource is not None
     table = SessionTable(resource := load_resource(config.resource.name, config.resource.options))
     budget = Budget(Prices.of(config.pricing), "scripted", config.cost.episode_usd)
-    around = Around(config.model.sampling.value(), 8192, budget, None, tokens=True)
+    around = Around(config.model.sampling.value(), 8192, budget, None, TEMPLATE)
     loaded = await load_agent(located(config.agent), around)
     lines = config.model.turns if isinstance(config.model, ScriptedConfig) else UNSCRIPTED[name]
     job = Setting(
