@@ -17,13 +17,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
-from jinja2 import TemplateError, TemplateSyntaxError, meta, nodes
+from jinja2 import TemplateError, TemplateSyntaxError, nodes
 from jinja2.ext import Extension
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
 from rollout.errors import UserError, describe
+from rollout.template_names import names_read
 from rollout.trajectory import Message, ToolSpec
 
 _STAND_IN = "THE_POLICY_SPOKE_HERE"
@@ -73,8 +74,7 @@ class ChatTemplate:
     @cached_property
     def variables(self) -> frozenset[str]:
         """Names that it reads beside what every rendering tells it: how much to reason, and the like."""
-        read: set[str] = meta.find_undeclared_variables(self._environment.parse(self.source))
-        return frozenset(read) - _GIVEN - self._specials.keys() - self._environment.globals.keys()
+        return names_read(self._environment, self.source) - _GIVEN - self._specials.keys()
 
     def render(self, messages: Sequence[Message], tools: Sequence[ToolSpec], prompted: bool) -> str:
         """The conversation as text; `prompted` adds the header of the policy's next turn.

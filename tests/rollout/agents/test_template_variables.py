@@ -105,6 +105,14 @@ async def test_a_template_without_variables_says_so() -> None:
     assert template("qwen3").variables == frozenset(), "what it sets itself is none"
 
 
+def test_a_template_that_sets_a_variable_nobody_gave_reads_it() -> None:
+    source = "{% if effort is not defined %}{% set effort = 'low' %}{% endif %}{% set other = effort %}{{ other }}"
+    source += "{% for m in messages %}{% if m.content %}{% set said = m.content %}{{ said }}{% endif %}{% endfor %}"
+    chosen = ChatTemplate(TOKENIZER, source, {}, frozenset())
+    assert chosen.variables == {"effort"}
+    assert TOKENIZER.decode(chosen.using({"effort": "high"}).opening([], ())) == "high"
+
+
 async def test_agents_of_one_episode_are_rendered_alike() -> None:
     other = {"adder": {"api_kwargs": {"enable_thinking": True}}}
     with pytest.raises(UserError, match=r"agent\.sub_agents\.adder\.api_kwargs: enable_thinking: prompts of all"):
