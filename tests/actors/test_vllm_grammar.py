@@ -43,7 +43,7 @@ def asked() -> list[int]:
 
 
 def request(sampling: Sampling, extras: Extras) -> GenerateRequest:
-    return GenerateRequest("request", "episode", 0, pack_ids(asked()), 128, sampling, extras)
+    return GenerateRequest("request", "episode", 0, pack_ids(asked()), 512, sampling, extras)
 
 
 def as_row(reply: GenerateReply, sampling: Sampling, constrained: bool) -> dict[str, Any]:
@@ -59,7 +59,7 @@ class TestGenerating:
 
     @pytest.mark.parametrize("temperature", [0.0, 1.0, 2.0])
     async def test_a_schema_is_kept_however_hot_the_policy_is(self, engine: VllmEngine, temperature: float) -> None:
-        reply = await engine.generate(request(Sampling(temperature), Extras(grammar={"json": FORM})))
+        reply = await engine.generate(request(Sampling(temperature, seed=1), Extras(grammar={"json": FORM})))
         ids = unpack_ids(reply.ids)
         assert reply.finish_reason is FinishReason.STOP
         assert ids[-1] in TEMPLATE.eos_ids
@@ -67,7 +67,7 @@ class TestGenerating:
 
     async def test_logprobs_are_of_what_the_grammar_left(self, engine: VllmEngine) -> None:
         """A token that alone is allowed has logprob 0, whatever the policy's own distribution says of it."""
-        sampling = Sampling(1.0)
+        sampling = Sampling(1.0, seed=1)
         reply = await engine.generate(request(sampling, Extras(grammar={"json": FORM})))
         logprobs = array("f", reply.logprobs)
         assert len(logprobs) == len(unpack_ids(reply.ids))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from array import array
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -144,10 +145,15 @@ async def test_vector_14_the_mask_is_on_what_was_sampled_and_on_nothing_else(tmp
     assert [list(turn.completion.ids or ()) for turn in played.turns] == policy.sampled, "no id was made anew"
     assert any(TEMPLATE.encode(TOKENIZER.decode(ids)) != ids for ids in policy.sampled), "which would have shown"
     samples = to_samples(rows)
-    for sample in samples.to_pylist():
-        turns = [turn for turn in played.turns if turn.segment == sample["segment"]]
-        learnt = [token for token, mask in zip(sample["token_ids"], sample["loss_mask"], strict=True) if mask]
-        assert learnt == [token for turn in turns if turn.trainable for token in turn.completion.ids or ()]
+    learnt = [
+        [token for token, mask in zip(sample["token_ids"], sample["loss_mask"], strict=True) if mask]
+        for sample in samples.to_pylist()
+    ]
+    sampled = [
+        [token for turn in turns if turn.trainable for token in turn.completion.ids or ()]
+        for _, turns in groupby(played.turns, lambda turn: turn.segment)
+    ]
+    assert learnt == [ids for ids in sampled if ids], "a sample a segment that has something to learn"
     mask = sum(samples["loss_mask"].combine_chunks().flatten().to_pylist())
     trained = sum(turn.completion.num_sampled for turn in played.turns if turn.trainable)
     assert mask == trained > 0
