@@ -26,14 +26,15 @@ from rollout.trajectory import Extras, FinishReason, Sampling
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
 TEMPLATE = load_template(BUNDLED)
-FORM: Any = load(CHECKOUT / "agents" / "structured_native.yaml").agent.output_schema
+NATIVE = load(CHECKOUT / "agents" / "structured_native.yaml", ["model.max_model_len=1024"])
+FORM: Any = NATIVE.agent.output_schema
 TASKS = 6
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def engine() -> AsyncIterator[VllmEngine]:
-    config = VllmConfig(max_model_len=1024, max_in_flight=8, kv_cache_gib=0.25)
-    made = VllmEngine(config, check_config(config), seed=0)
+    assert isinstance(NATIVE.model, VllmConfig)
+    made = VllmEngine(NATIVE.model, check_config(NATIVE.model), seed=0)
     yield made
     await made.stop()
 
@@ -43,7 +44,7 @@ def asked() -> list[int]:
 
 
 def request(sampling: Sampling, extras: Extras) -> GenerateRequest:
-    return GenerateRequest("request", "episode", 0, pack_ids(asked()), 512, sampling, extras)
+    return GenerateRequest("request", "episode", 0, pack_ids(asked()), 128, sampling, extras)
 
 
 def as_row(reply: GenerateReply, sampling: Sampling, constrained: bool) -> dict[str, Any]:
