@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from actors.setting import Names, budget_of, context_of, renders, template_of
+from actors.setting import Names, budget_of, context_of, template_of
 from actors.vllm_engine import check_config
 from actors.vllm_parsers import split_reference
 from resources.catalog import code_digest, load_resource, resource_class
@@ -27,7 +27,7 @@ from rollout.resource import Resource
 from rollout.storage import inside
 from rollout.tasks import check_tasks, read_tasks
 from rollout.template import ChatTemplate, resolve_model
-from rollout.trajectory import Message, Task
+from rollout.trajectory import Json, Message, Task
 
 
 def make_resources(config: JobConfig) -> dict[str, Resource]:
@@ -63,12 +63,14 @@ def check(config: JobConfig, resources: Mapping[str, Resource]) -> dict[str, str
     _check_tools(config, resources.values())
     _check_limits(config)
     firsts = {name: _first_task(config, name, resource) for name, resource in resources.items()}
-    if (template := _template(config)) is not None:
+    template = _template(config)
+    with ThreadPoolExecutor(1) as aside:  # of a loop that may be running here
+        variables = aside.submit(asyncio.run, _check_agent(config, template)).result()
+    if template is not None:
         digests["template"] = hashlib.sha256(template.source.encode()).hexdigest()
+        template = template.using(variables)
         for name, task in firsts.items():
             _check_fit(config, name, resources[name], template, task)
-    with ThreadPoolExecutor(1) as aside:  # of a loop that may be running here
-        aside.submit(asyncio.run, _check_agent(config)).result()
     if isinstance(config.model, OpenAIConfig):
         check_endpoint(config.model)
     return digests
@@ -94,12 +96,15 @@ def _check_tools(config: JobConfig, resources: Collection[Resource]) -> None:
             raise UserError(f"agent.tools: '{name}' stands there {times} times")
 
 
-async def _check_agent(config: JobConfig) -> None:
-    """All that the agent names is there, and its budget is one of a model with a price."""
+async def _check_agent(config: JobConfig, template: ChatTemplate | None) -> Mapping[str, Json]:
+    """All that the agent names is there, and its budget is one of a model with a price. What the chat template is told
+    beside messages and tools."""
     budget = budget_of(config, Names.of(config).model)
     requests = inside(config.run.dir, REQUESTS)
-    around = Around(config.model.sampling.value(), context_of(config), budget, requests, renders(config), _unasked)
-    await (await load_agent(config.agent, around)).close()
+    around = Around(config.model.sampling.value(), context_of(config), budget, requests, template, _unasked)
+    loaded = await load_agent(config.agent, around)
+    await loaded.close()
+    return loaded.parts.variables
 
 
 async def _unasked(*_: Any) -> Told:

@@ -102,27 +102,26 @@ async def build_settings(job: Job, owner: str, parking: Parking | None = None) -
     `owner` is the name that hosts know the runner by, `parking` where its episodes wait for people. Raises UserError
     for a model folder or template that cannot be used.
     """
-    policy, new_ledger = _policy(job)
-    loaded = await _agent(job, policy, new_ledger, parking or Parking())
+    template = template_of(job.config.model)
+    policy = _policy(job)
+    loaded = await _agent(job, template, policy, parking or Parking())
+    if template is not None and loaded is not None:
+        template = template.using(loaded.parts.variables)
+    new_ledger = _new_ledger(job.config, template)
     return {name: _setting(job, name, owner, policy, new_ledger, loaded) for name in job.hosts}
 
 
-async def _agent(job: Job, policy: Policy, new_ledger: Callable[[], Ledger], parking: Parking) -> Loaded | None:
+async def _agent(job: Job, template: ChatTemplate | None, policy: Policy, parking: Parking) -> Loaded | None:
     """What the agent is told beside instructions and tools; None when that is nothing."""
     config = job.config
     if is_plain(config.agent):
         return None
     sampling = config.model.sampling.value()
     budget = budget_of(config, job.names.model)
-    context, tokens = context_of(config), renders(config)
-    model = Model(policy, new_ledger, job.names.model, tokens, context, _priced_alone(budget))
-    around = Around(sampling, context, budget, job.requests, tokens, model, parking)
+    context, new_ledger = context_of(config), _new_ledger(config, template)
+    model = Model(policy, new_ledger, job.names.model, template is not None, context, _priced_alone(budget))
+    around = Around(sampling, context, budget, job.requests, template, model, parking)
     return await load_agent(config.agent, around)
-
-
-def renders(config: JobConfig) -> bool:
-    """Whether prompts are rendered here, as tokens."""
-    return not isinstance(config.model, OpenAIConfig) or config.model.tokenizer is not None
 
 
 def budget_of(config: JobConfig, model: str) -> Budget:
@@ -244,15 +243,16 @@ def template_of(config: ReplicatedConfig | OpenAIConfig) -> ChatTemplate | None:
     return load_template(resolve_model(config.path), override)
 
 
-def _policy(job: Job) -> tuple[Policy, Callable[[], Ledger]]:
-    model = job.config.model
-    template = template_of(model)
-    new_ledger = MessageLedger if template is None else partial(TokenLedger, template, parser_of(job.config, template))
+def _new_ledger(config: JobConfig, template: ChatTemplate | None) -> Callable[[], Ledger]:
+    return MessageLedger if template is None else partial(TokenLedger, template, parser_of(config, template))
+
+
+def _policy(job: Job) -> Policy:
     retry = job.config.agent.retry
     if retry is None and job.rates is None:
-        return _engine(job), new_ledger
+        return _engine(job)
     limiter = None if job.rates is None else SharedLimiter(job.rates, job.config.rate_limits)
-    return RetryingPolicy(_engine(job, retries=0), job.names.model, retry or RetryConfig(), limiter), new_ledger
+    return RetryingPolicy(_engine(job, retries=0), job.names.model, retry or RetryConfig(), limiter)
 
 
 def _engine(job: Job, retries: int | None = None) -> Policy:

@@ -1,6 +1,7 @@
 """A job's configuration: one YAML, composed by OmegaConf, validated once by pydantic, frozen ever after.
 
-Unknown keys are refused with the nearest known one. Functions elsewhere take values, not this tree.
+Unknown keys are refused with the nearest known one. Functions elsewhere take values, not this tree. `${here}` is the
+folder of the file that it stands in, so that a conf can name what lies beside it wherever the job is started.
 Secrets are named, never held: a key field ends in `_env` and holds the name of an environment variable, and a conf
 takes no value from the environment, because the resolved configuration is kept with the run.
 """
@@ -75,6 +76,7 @@ CHECKOUT = Path(__file__).parent.parent / "conf"
 """The same jobs in a checkout."""
 _ENGINES = ("vllm", "scripted", "openai")
 _ENVIRONMENT = re.compile(r"\$\{\s*oc\.env\s*:")
+_HERE = "${here}"
 _SHOWN = 80
 """Characters of a wrong value that an error shows at most."""
 
@@ -85,12 +87,13 @@ def find_conf(name: str) -> Path:
     if path.is_file():
         return path
     folder = PACKAGED if PACKAGED.is_dir() else CHECKOUT
-    if path.parent in (Path(), Path("conf")):  # not for any path that ends so: another job would be run
-        for example in (folder / path.name, folder / f"{path.name}.yaml"):
+    place = Path(*path.parts[1:]) if path.parts[:1] == ("conf",) else path
+    if place.parent in (Path(), Path("agents")):  # not for any path that ends so: another job would be run
+        for example in (folder / place, folder / f"{place}.yaml"):
             if example.is_file():
                 return example
     beside = [str(file) for file in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
-    examples = [file.name for file in folder.glob("*.yaml")]
+    examples = [str(file.relative_to(folder)) for file in folder.rglob("*.yaml")]
     what = "is a folder, expected a YAML file" if name and path.is_dir() else "no such file"
     raise UserError(f"{name or repr(name)}: {what}{nearest(name, [*beside, *examples])}")
 
@@ -159,6 +162,7 @@ def _compose(path: Path, above: tuple[Path, ...]) -> DictConfig:
     if not isinstance(own, DictConfig):
         found = "a list" if isinstance(own, ListConfig) else own
         raise UserError(f"{path}: expected sections (run, model, resource, ...), found {found}")
+    own = cast(DictConfig, OmegaConf.create(_placed(OmegaConf.to_container(own), str(path.parent.resolve()))))
     if "defaults" not in own:
         return own
     names = own.pop("defaults")
@@ -169,6 +173,15 @@ def _compose(path: Path, above: tuple[Path, ...]) -> DictConfig:
         return cast(DictConfig, OmegaConf.merge(*parts, own))
     except (OmegaConfBaseException, TypeError, ValueError) as error:
         raise UserError(f"{path}: does not go together with its defaults: {_first_line(error)}") from error
+
+
+def _placed(value: Any, folder: str) -> Any:
+    """A file's tree with its folder in place of `${here}`: what is merged of several files knows of none."""
+    if isinstance(value, dict):
+        return {key: _placed(inner, folder) for key, inner in cast(dict[Any, Any], value).items()}
+    if isinstance(value, list):
+        return [_placed(inner, folder) for inner in cast(list[Any], value)]
+    return value.replace(_HERE, folder) if isinstance(value, str) else value
 
 
 def _overridden(below: DictConfig, override: str) -> DictConfig:

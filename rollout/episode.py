@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from rollout import logs
-from rollout.conduct import NOTHING, Acted, Conduct, Ended, Ready, Said, penalized, plain
+from rollout.conduct import NOTHING, Acted, Conduct, Ended, Ready, Said, answer, penalized, plain
 from rollout.errors import BoundaryError, ContextExceeded, NotRestored, UserError, boundary
 from rollout.family import ABANDONED, Child, Family, LentSessions
 from rollout.lifetime import opened
@@ -28,7 +28,7 @@ from rollout.protocols import Ledger, Policy, Recorded, Seeded, Session, Session
 from rollout.restoring import Diverged, Record
 from rollout.saved import Saved
 from rollout.soundness import check_completion, check_score
-from rollout.tool_use import TRANSPORT_SECONDS, unanswered
+from rollout.tool_use import TRANSPORT_SECONDS, skipped, unanswered
 from rollout.trajectory import (
     Agent,
     Completion,
@@ -45,6 +45,7 @@ from rollout.trajectory import (
     Score,
     Seconds,
     StopReason,
+    ToolUse,
     Trajectory,
     Transcript,
     Turn,
@@ -218,7 +219,7 @@ class _Episode:
 
     async def _prepare(self, ledger: Ledger, said: Sequence[Message]) -> Ready | StopReason:
         try:
-            return await self.conduct.prepare(ledger, said, self.turns, partial(self._sample, ledger))
+            return await self.conduct.prepare(ledger, said, self.turns, partial(self._aside, ledger))
         except UserError as error:
             if self.turns:
                 raise  # the template cannot continue at all, whatever is said
@@ -239,6 +240,15 @@ class _Episode:
         self.messages.append(recorded.message)
         self._keep(recorded, prompt, time.monotonic() - began)
         log.debug("%s after %d tokens", completion.finish_reason, completion.num_sampled)
+        return recorded
+
+    async def _aside(self, ledger: Ledger, extras: Extras) -> Recorded | StopReason:
+        """A model call beside the conversation, which has no tools: what is called in it all the same is not run."""
+        recorded = await self._sample(ledger, extras)
+        if not isinstance(recorded, StopReason) and (calls := Said.of(recorded, None, (), 0).calls):
+            uses = tuple(ToolUse(call, skipped("there are no tools here")) for call in calls)
+            self.turns[-1] = replace(self.turns[-1], tool_uses=uses)
+            self.messages += [answer(use) for use in uses]
         return recorded
 
     def _prompt(self, ledger: Ledger, extras: Extras) -> Prompt | None:

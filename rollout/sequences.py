@@ -49,7 +49,8 @@ def plan(rows: Iterable[Mapping[str, Any]], versions: Iterable[str], processed: 
 
     Exact is a turn's first span: its prompt was read with the weights that sampled it. Tokens after a change of weights
     within a turn were sampled over a KV cache of the weights before it: they are skipped, as are those of versions that
-    are not in `versions` and turns without logprobs. `processed` False is for engines that record raw logprobs.
+    are not in `versions`, turns without logprobs and turns drawn under a grammar, whose logprobs are of what the
+    grammar left of the distribution. `processed` False is for engines that record raw logprobs.
     """
     known = frozenset(versions)
     chosen: dict[str, list[Scored]] = {}
@@ -77,6 +78,9 @@ def _segment(
         ids += turn["completion_ids"]
         if turn["logprobs"] is None:
             skipped["no logprobs"] += count
+            continue
+        if turn.get("constrained"):
+            skipped["drawn under a grammar"] += count
             continue
         version, end = _first_span(turn, count)
         skipped["after a change of weights within a turn"] += count - end

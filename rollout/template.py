@@ -9,8 +9,9 @@ nothing to rewrite. Rendering follows transformers' `apply_chat_template` (sandb
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
@@ -23,9 +24,12 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
 from rollout.errors import UserError, describe
+from rollout.template_names import names_read
 from rollout.trajectory import Message, ToolSpec
 
 _STAND_IN = "THE_POLICY_SPOKE_HERE"
+_GIVEN = frozenset(("messages", "tools", "add_generation_prompt"))
+"""What every rendering tells a template."""
 _USER: Message = {"role": "user", "content": "?"}
 BUNDLED = Path(__file__).parent / "bundled_model"
 
@@ -52,11 +56,25 @@ class ChatTemplate:
         environment.globals["raise_exception"] = _raise
         environment.globals["strftime_now"] = _now
         self.source = source
+        self._environment = environment
         self._template = environment.from_string(source)
         self._tokenizer = tokenizer
         self._specials = specials
+        self._chosen: dict[str, Any] = {}
         self.eos_ids = eos_ids
         self._eos_texts = [text for number in sorted(eos_ids) if (text := tokenizer.id_to_token(number))]
+
+    def using(self, variables: Mapping[str, Any]) -> ChatTemplate:
+        """The same template, always rendered with these values of its `variables`."""
+        made = copy.copy(self)
+        made.__dict__.pop("opens_with_reasoning", None)  # it may depend on them
+        made._chosen = dict(variables)
+        return made
+
+    @cached_property
+    def variables(self) -> frozenset[str]:
+        """Names that it reads beside what every rendering tells it: how much to reason, and the like."""
+        return names_read(self._environment, self.source) - _GIVEN - self._specials.keys()
 
     def render(self, messages: Sequence[Message], tools: Sequence[ToolSpec], prompted: bool) -> str:
         """The conversation as text; `prompted` adds the header of the policy's next turn.
@@ -69,6 +87,7 @@ class ChatTemplate:
                 tools=[spec.as_openai() for spec in tools] or None,
                 add_generation_prompt=prompted,
                 **self._specials,
+                **self._chosen,
             )
         except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:  # it runs foreign code
             raise UserError(f"the model's chat template refuses the conversation: {describe(error)}") from error

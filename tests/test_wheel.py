@@ -26,6 +26,12 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return site
 
 
+def files(folder: Path) -> set[str]:
+    """All below a folder, what Python leaves there aside."""
+    found = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    return {str(path) for path in found if "__pycache__" not in path.parts}
+
+
 def _python(site: Path, cwd: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": str(site)}
     command = [sys.executable, *arguments]
@@ -35,8 +41,7 @@ def _python(site: Path, cwd: Path, *arguments: str) -> subprocess.CompletedProce
 def test_wheel_holds_model_and_example_jobs(installed: Path) -> None:
     model = installed / "rollout" / "bundled_model"
     assert {"config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja"} <= set(os.listdir(model))
-    shipped = {path.name for path in (CHECKOUT / "conf").glob("*.yaml")}
-    assert set(os.listdir(installed / "rollout" / "conf")) == shipped
+    assert files(installed / "rollout" / "conf") == files(CHECKOUT / "conf")
     assert (installed / "rollout" / "py.typed").is_file()
 
 

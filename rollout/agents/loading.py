@@ -23,17 +23,19 @@ from rollout.agents.handoffs import handoff_tools
 from rollout.agents.hooks import Hooks
 from rollout.agents.mcp_tools import McpServers
 from rollout.agents.memory_tools import Memories, open_memories
-from rollout.agents.model_settings import model_settings
+from rollout.agents.model_settings import ModelSettings, model_settings
 from rollout.agents.parts import Budget, Crew, Parts, Pipeline, Shortening, Team
 from rollout.agents.section import AgentConfig, MemberConfig, SubAgentConfig
 from rollout.agents.skills import load_skills
 from rollout.agents.stored_sessions import StoredSessions, open_sessions
+from rollout.agents.template_variables import template_variables
 from rollout.agents.tool_section import ToolConfig, rules
 from rollout.conduct import Conduct
 from rollout.errors import UserError
 from rollout.parking import Parking
 from rollout.references import load_function
-from rollout.trajectory import Agent, Lease, Sampling, Turn
+from rollout.template import ChatTemplate
+from rollout.trajectory import Agent, Json, Lease, Sampling, Turn
 
 _PATHS = re.compile(
     r"\.(ref|check|function|when|skills|skill_dirs|path|snapshot|output_schema|service|history_filter|stop_when)$|\.hooks\.\w+$"
@@ -85,8 +87,8 @@ class Around:
     """What its episodes may cost; None for whatever."""
     requests: str | None = None
     """The folder where calls wait for a person's approval."""
-    tokens: bool = False
-    """Prompts are rendered here, with the same variables of the chat template for all."""
+    template: ChatTemplate | None = None
+    """What prompts are rendered with here; None where the endpoint does that."""
     model: Asks | None = None
     """What approvers that are models ask."""
     parking: Parking = field(default_factory=Parking)
@@ -117,6 +119,8 @@ def _located(value: Any, key: str) -> Any:
         return value
     file, colon, name = value.partition(":")
     there = Path(file) if file.endswith(".py") else Path(value)
+    if key.endswith(".memory.path"):  # which need not be there yet
+        return str(there.absolute())
     return value if not there.exists() else f"{there.resolve()}{colon + name if there != Path(value) else ''}"
 
 
@@ -140,13 +144,13 @@ class _Found:
     children: ChildrenConfig
     memories: list[Memories] = field(default_factory=list[Memories])
     servers: list[McpServers] = field(default_factory=list[McpServers])
+    variables: Mapping[str, Json] | None = None
+    """Those of the chat template; None until an agent was looked at."""
 
 
 async def _member(config: MemberConfig, name: str, around: Around, key: str, found: _Found) -> Parts:
     settings = model_settings(config.api_kwargs, around.sampling, f"{key}.api_kwargs")
-    if around.tokens and settings.template:
-        wanted = "a model.engine that renders messages itself (openai without tokenizer)"
-        raise UserError(f"{key}.api_kwargs: {min(settings.template)} is for the chat template; expected {wanted}")
+    variables = _variables(settings, around, f"{key}.api_kwargs", found)
     own = [tool for tool in config.tools or () if isinstance(tool, ToolConfig)]
     references = [tool.ref for tool in own if tool.ref is not None]
     agent = Agent(name, None, config.chosen, settings.sampling)
@@ -178,10 +182,24 @@ async def _member(config: MemberConfig, name: str, around: Around, key: str, fou
         max_iterations=config.max_iterations,
         force_final=config.on_max_iterations == "force_final",
         trainable=config.trainable,
+        variables=variables,
         team=await _team(config, around, key, found),
         crew=await _crew(config, around, key, found),
         pipeline=_pipeline(config, key),
     )
+
+
+def _variables(settings: ModelSettings, around: Around, key: str, found: _Found) -> Mapping[str, Json]:
+    """The agent's variables of the chat template: those of the first agent, for all whom it hands over to."""
+    if around.template is None:
+        return {}
+    own = template_variables(settings, around.template, key)
+    if found.variables is None:
+        found.variables = own
+    elif own and own != found.variables:
+        told = f"{min(own)}: prompts of all agents are rendered alike; expected it in agent.api_kwargs alone"
+        raise UserError(f"{key}: {told}")
+    return found.variables
 
 
 async def _team(config: MemberConfig, around: Around, key: str, found: _Found) -> Team | None:

@@ -162,6 +162,7 @@ class SqliteMemory:
 
     async def _run(self, work: Callable[[sqlite3.Connection], T]) -> T:
         def opened() -> T:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
             with closing(sqlite3.connect(self.path, timeout=self.seconds)) as database, database:
                 for statement in _SCHEMA:
                     database.execute(statement)

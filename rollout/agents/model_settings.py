@@ -79,6 +79,8 @@ class ModelSettings:
     """Arguments of vLLM's SamplingParams."""
     template: Mapping[str, Json] = field(default_factory=dict[str, Json])
     """Variables of the chat template, where prompts are rendered here."""
+    implied: frozenset[str] = frozenset()
+    """Those of them that were not given by name: two names for how much to reason, of which a template has one."""
     unknown: tuple[str, ...] = ()
     """Keys that only an endpoint can make sense of: where prompts are tokens in our own engine they do nothing."""
     given: Mapping[str, Json] = field(default_factory=dict[str, Json])
@@ -91,7 +93,7 @@ def model_settings(api_kwargs: Mapping[str, Json], base: Sampling, key: str) -> 
     Raises UserError that begins with `key` for a value that cannot be, and for keys that are the engine's own.
     """
     rest = {name: value for name, value in api_kwargs.items() if value is not None}
-    extra = _object(rest.pop("extra_body", {}), f"{key}.extra_body")
+    extra = dict(_object(rest.pop("extra_body", {}), f"{key}.extra_body"))
     for place, said in ((key, rest), (f"{key}.extra_body", extra)):
         if (ours := next((name for name in said if name in _OURS), None)) is not None:
             raise UserError(f"{place}.{ours}: cannot be set here: {_OURS[ours]}")
@@ -100,13 +102,14 @@ def model_settings(api_kwargs: Mapping[str, Json], base: Sampling, key: str) -> 
     drawn = {name: rest.pop(name) for name in _DRAWN if name in rest}
     limits = [_number(rest.pop(name), f"{key}.{name}", least=1) for name in _LIMITS if name in rest]
     known = {name: rest.pop(name) for name in _VLLM if name in rest}
-    thinking = _thinking(rest, key)
+    thinking = _thinking(rest, extra, key)
     return ModelSettings(
         sampling=_sampling(drawn, base, key),
         max_tokens=min(limits, default=None),
         body={**rest, **known, **thinking.body, **extra},
         vllm={**_for_vllm(known, key), **thinking.vllm},
         template=thinking.template,
+        implied=thinking.implied,
         unknown=tuple(sorted({*rest, *extra})),
         given=dict(api_kwargs),
     )
@@ -137,10 +140,12 @@ class _Thinking:
     body: Mapping[str, Json]
     vllm: Mapping[str, Json]
     template: Mapping[str, Json]
+    implied: frozenset[str]
 
 
-def _thinking(rest: dict[str, Json], key: str) -> _Thinking:
-    """Takes what is about reasoning, and variables of the template, out of `rest`."""
+def _thinking(rest: dict[str, Json], extra: dict[str, Json], key: str) -> _Thinking:
+    """Takes what is about reasoning, and variables of the template, out of `rest`; the latter out of `extra` too, where
+    clients of OpenAI's have to put them."""
     body: dict[str, Json] = {name: rest.pop(name) for name in ("reasoning_effort", "reasoning") if name in rest}
     reasoning = _object(body.get("reasoning", {}), f"{key}.reasoning")
     effort = body.get("reasoning_effort", reasoning.get("effort"))
@@ -148,6 +153,8 @@ def _thinking(rest: dict[str, Json], key: str) -> _Thinking:
     if effort is not None:
         template = {"reasoning_effort": effort, "enable_thinking": effort != "none"}
     own = _object(rest.pop("chat_template_kwargs", {}), f"{key}.chat_template_kwargs")
+    place = f"{key}.extra_body.chat_template_kwargs"
+    own = {**own, **_object(extra.pop("chat_template_kwargs", {}), place)}
     if "enable_thinking" in rest:
         own = {**own, "enable_thinking": rest.pop("enable_thinking")}
     if own:
@@ -157,7 +164,8 @@ def _thinking(rest: dict[str, Json], key: str) -> _Thinking:
         body["thinking_token_budget"] = min(budgets)
     elif reasoning.get("max_tokens") is not None:
         budgets = [_number(reasoning["max_tokens"], f"{key}.reasoning.max_tokens", least=0)]
-    return _Thinking(body, {"thinking_token_budget": min(budgets)} if budgets else {}, {**template, **own})
+    vllm: dict[str, Json] = {"thinking_token_budget": min(budgets)} if budgets else {}
+    return _Thinking(body, vllm, {**template, **own}, frozenset(template.keys() - own.keys()))
 
 
 def _sampling(drawn: Mapping[str, Json], base: Sampling, key: str) -> Sampling:

@@ -21,7 +21,7 @@ from rollout.agents.pricing import Prices, Usage
 from rollout.agents.skills import Skills
 from rollout.agents.structured import Output
 from rollout.agents.tool_rules import ToolRule
-from rollout.trajectory import Agent, Extras, ToolSpec, Turn
+from rollout.trajectory import Agent, Extras, Json, ToolSpec, Turn
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +75,8 @@ class Parts:
     force_final: bool = False
     """After them it gets one last call, its tools off."""
     trainable: bool = True
+    variables: Mapping[str, Json] = field(default_factory=dict[str, Json])
+    """Of the chat template, where prompts are rendered here: the same for all agents of an episode."""
     budget: Budget | None = None
     team: Team | None = None
     """The agents it may hand over to."""

@@ -14,6 +14,7 @@ import yaml
 from ray_jobs import Jobs, assert_one_each, keys, rows, until
 
 from rollout.agents.approval_queue import REQUESTS, pending
+from rollout.config import CHECKOUT, ScriptedConfig, load
 
 pytestmark = pytest.mark.ray
 
@@ -35,6 +36,16 @@ def polite(text):
 def note(agent, *told):
     assert agent.name == "clerk"
 '''
+
+
+FAILS_FIRST = f"""
+import pathlib, runpy, sys
+there = pathlib.Path(sys.argv[1])
+if not there.exists():
+    there.touch()
+    sys.exit("not yet")
+runpy.run_path({str(CHECKOUT / "agents" / "counting_server.py")!r}, run_name="__main__")
+"""
 
 
 def call(name: str, /, **arguments: object) -> str:
@@ -100,6 +111,41 @@ def test_a_function_that_is_not_there_is_told_before_anything_is_started(jobs: J
     assert wrong.wait() == 2
     assert "agent.hooks.on_stop" in wrong.said()
     assert not wrong.folder.exists()
+
+
+def test_vector_15_a_malformed_skill_is_told_before_anything_is_started(jobs: Jobs) -> None:
+    (skill := jobs.folder / "skills" / "adding").mkdir(parents=True)
+    (skill / "SKILL.md").write_text("---\nname: adding\n---\nAdd.\n")
+    wrong = jobs.start("run", conf=conf(jobs.folder, "Two", skill_dirs=[str(skill.parent)]))
+    assert wrong.wait() == 2
+    assert f"{skill / 'SKILL.md'}: description: expected text, found nothing" in wrong.said()
+    assert not wrong.folder.exists()
+
+
+def test_vector_15_an_episode_whose_server_was_down_is_played_again(jobs: Jobs) -> None:
+    """The server ends at once as long as a file is not there, which it then makes: each episode's first one fails."""
+    (server := jobs.folder / "server.py").write_text(FAILS_FIRST)
+    there = jobs.folder / "there"
+    told = {"name": "counting", "command": sys.executable, "args": [str(server), str(there)], "max_restarts": 0}
+    lines = (call("counting__count", by=2), call("submit"))
+    file = conf(jobs.folder, *lines, mcp_servers=[told])
+    run = jobs.finish("run", "resource.options.count=1", conf=file)
+    (row,) = rows(run.folder)
+    assert (row["status"], row["attempt"], row["failure"]) == ("completed", 2, None)
+    assert row["turns"][0]["tool_calls"][0]["result"] == "2"
+
+
+EXAMPLES = sorted(path.stem for path in (CHECKOUT / "agents").glob("*.yaml"))
+
+
+@pytest.mark.timeout(600)
+def test_every_example_runs_by_its_name(jobs: Jobs) -> None:
+    """One after the other on one cluster; those that need a real engine are in test_vllm_grammar.py."""
+    for name in EXAMPLES:
+        if isinstance(load(CHECKOUT / "agents" / f"{name}.yaml").model, ScriptedConfig):
+            run = jobs.finish(name, "resource.options.count=3", "scheduler.in_flight=2", conf=f"agents/{name}")
+            assert_one_each(run.folder, 3)
+            assert {row["status"] for row in rows(run.folder)} == {"completed"}, name
 
 
 def test_a_person_approves_calls_of_a_job_that_waits(jobs: Jobs) -> None:

@@ -45,7 +45,7 @@ def wrong(path: Path, *overrides: str) -> str:
     return str(caught.value).replace(f"{path}: ", "")
 
 
-@pytest.mark.parametrize("path", sorted(CHECKOUT.glob("*.yaml")), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", sorted(CHECKOUT.rglob("*.yaml")), ids=lambda path: path.name)
 def test_every_shipped_conf_is_valid(path: Path) -> None:
     assert isinstance(load(path), JobConfig)
 
@@ -186,13 +186,29 @@ def test_a_conf_in_another_encoding_is_named(conf: Path) -> None:
     assert wrong(conf).startswith("not YAML")
 
 
-def test_a_conf_is_found_by_path_or_by_the_name_of_an_example(conf: Path) -> None:
+def test_a_conf_is_found_by_path_or_by_the_name_of_an_example(conf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(conf.parent)
     assert find_conf(str(conf)) == conf
     assert find_conf("demo") == find_conf("demo.yaml") == CHECKOUT / "demo.yaml"
+    assert find_conf("agents/tools") == find_conf("conf/agents/tools.yaml") == CHECKOUT / "agents" / "tools.yaml"
+    with pytest.raises(UserError, match=r"agents/tolls: no such file; did you mean 'agents/tools.yaml'"):
+        find_conf("agents/tolls")
+    with pytest.raises(UserError, match=r"elsewhere/agents/tools: no such file"):
+        find_conf("elsewhere/agents/tools")
     with pytest.raises(UserError, match=r"dmo: no such file; did you mean 'demo.yaml'"):
         find_conf("dmo")
     with pytest.raises(UserError, match=r"did you mean '.*job\.yaml'"):
         find_conf(str(conf.with_name("jobb.yaml")))
+
+
+def test_a_conf_names_what_lies_beside_it(conf: Path) -> None:
+    below = conf.parent / "below"
+    below.mkdir()
+    (below / "base.yaml").write_text(conf.read_text() + "\nagent: {skill_dirs: ['${here}/skills']}")
+    (top := conf.with_name("top.yaml")).write_text("defaults: [below/base.yaml]\ntasks: {path: '${here}/t.jsonl'}")
+    config = load(top)
+    assert config.agent.skill_dirs == (f"{below}/skills",), "each file means its own folder"
+    assert config.tasks.path == f"{conf.parent}/t.jsonl"
 
 
 def test_what_is_kept_of_a_conf_gives_the_same_conf(conf: Path) -> None:

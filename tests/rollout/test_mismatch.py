@@ -84,3 +84,12 @@ def test_what_no_weights_can_tell_is_skipped_and_counted() -> None:
     }
     later = plan([{"episode_id": "e", "turns": turns}], ["default", "1"]).by_version["1"]
     assert [(one.token_ids.tolist(), one.places.tolist()) for one in later] == [([1, 2, 3, 4, 5, 6, 7, 8, 9], [8])]
+
+
+def test_what_was_drawn_under_a_grammar_is_not_compared() -> None:
+    turns = [turn([1], [2, 3]), turn([4], [5, 6, 7]) | {"constrained": True}, turn([8], [9]) | {"constrained": False}]
+    found = plan([{"episode_id": "e", "turns": turns}], ["default"])
+    (scored,) = found.by_version["default"]
+    assert scored.token_ids.tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 9], "it is read all the same"
+    assert scored.places.tolist() == [1, 2, 8]
+    assert found.skipped["drawn under a grammar"] == 3

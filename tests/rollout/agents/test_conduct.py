@@ -18,7 +18,6 @@ from rollout.agents.parts import Budget
 from rollout.agents.pricing import Price, Prices
 from rollout.agents.section import AgentConfig
 from rollout.episode import run_episode
-from rollout.errors import UserError
 from rollout.invariants import check_rows
 from rollout.protocols import Policy
 from rollout.row_rules import Known
@@ -231,6 +230,14 @@ async def test_a_conversation_that_gets_long_is_summed_up_in_segments_of_their_o
     assert ("compaction", "summary") in [(event.kind, event.name) for event in played.events]
 
 
+async def test_a_call_in_a_summary_is_not_made_and_has_a_result() -> None:
+    loaded = await agent(400, context={"keep_last": 2, "compact_threshold": 0.5})
+    played = await play(loaded, ADD, ADD, f"They added twice.\n{ADD}", SUBMIT)
+    summary = next(turn for turn in played.turns if turn.segment_break == "summary")
+    assert [use.result.skipped for use in summary.tool_uses] == [True]
+    assert played.reward == 1.0, "two were made"
+
+
 async def test_an_agent_hands_over_to_another_in_a_segment_of_its_own() -> None:
     expert = {"instructions": "You add.", "description": "Adds.", "trainable": False}
     loaded = await agent(sub_agents={"adder": expert}, tools=["submit"])
@@ -288,10 +295,3 @@ async def test_what_is_not_trained_on_has_mask_0_and_the_row_tells_what_happened
     assert sum(samples["loss_mask"].combine_chunks().flatten().to_pylist()) == trained > 0
     assert samples.num_rows == 1, "a segment that nobody trains on is no sample"
     assert left_out(samples)["untrained"] == {"episodes": 1, "tokens": played.num_sampled - trained}
-
-
-async def test_a_variable_of_the_chat_template_is_refused_where_prompts_are_rendered_here() -> None:
-    config = AgentConfig.model_validate({"api_kwargs": {"reasoning_effort": "low"}})
-    with pytest.raises(UserError, match=r"agent\.api_kwargs: enable_thinking is for the chat template"):
-        await load_agent(config, Around(Sampling(), None, tokens=True))
-    await (await load_agent(config, Around(Sampling(), None))).close()

@@ -81,6 +81,16 @@ def test_reasoning_in_every_places_own_words(
     assert (settings.body, settings.vllm, settings.template, settings.unknown) == (body, vllm, template, ())
 
 
+def test_variables_of_the_template_are_found_where_openai_clients_put_them() -> None:
+    settings = split(
+        extra_body={"chat_template_kwargs": {"enable_thinking": False}, "top_n": 3}, reasoning_effort="low"
+    )
+    assert settings.template == {"reasoning_effort": "low", "enable_thinking": False}
+    assert settings.implied == {"reasoning_effort"}
+    assert settings.body["chat_template_kwargs"] == {"enable_thinking": False}
+    assert settings.unknown == ("top_n",)
+
+
 def test_vector_16_unknown_keys_go_to_the_body_as_they_are_and_everything_is_recorded() -> None:
     given = {"temperature": 0.2, "verbosity": "low", "extra_body": {"provider": {"order": ["x"]}}, "user": None}
     settings = split(**given)

@@ -67,6 +67,7 @@ def test_files_are_found_from_elsewhere(tmp_path: Path, monkeypatch: pytest.Monk
             "guardrails": [{"name": "own.py", "check": "own.py:g"}],
             "skill_dirs": ["skill"],
             "instructions": "own.py",
+            "memory": {"service": "sqlite", "path": "runs/not_yet.sqlite"},
         }
     )
     found = located(agent)
@@ -75,6 +76,8 @@ def test_files_are_found_from_elsewhere(tmp_path: Path, monkeypatch: pytest.Monk
     assert (found.guardrails[0].name, found.guardrails[0].check) == ("own.py", f"{tmp_path}/own.py:g")
     assert found.skill_dirs == (f"{tmp_path}/skill",)
     assert found.instructions == "own.py", "words are words"
+    assert found.memory is not None
+    assert found.memory.path == f"{tmp_path}/runs/not_yet.sqlite", "it need not be there yet"
 
 
 def test_two_agents_have_two_names() -> None:
