@@ -60,13 +60,18 @@ async def test_what_says_nothing_is_refused_and_the_request_stays(tmp_path: Path
     async with served(tmp_path) as client:
         json = {"Content-Type": "application/json"}
         refused = await client.post("/requests/x", data=said, headers=json)
-        assert (refused.status, "expected" in (await refused.text()) or "perhaps" in await refused.text()) == (400, True)
+        assert (refused.status, "expected" in (await refused.text()) or "perhaps" in await refused.text()) == (
+            400,
+            True,
+        )
         plain = await client.post("/requests/x", data='{"answer": "approve"}')
         assert plain.status == 400, "what a form of another page can send is not taken"
     assert pending(str(tmp_path)) == (request,)
 
 
-async def test_with_a_key_nothing_is_told_without_it_and_without_one_only_this_machine_is_served(tmp_path: Path) -> None:
+async def test_with_a_key_nothing_is_told_without_it_and_without_one_only_this_machine_is_served(
+    tmp_path: Path,
+) -> None:
     await ApprovalQueue(str(tmp_path)).put(asked(0))
     async with served(tmp_path, key="open sesame") as client:
         assert (await client.get("/requests")).status == 401
