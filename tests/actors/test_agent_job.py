@@ -170,7 +170,7 @@ def test_a_person_approves_calls_of_a_job_that_waits(jobs: Jobs) -> None:
 def test_who_waits_for_a_person_holds_no_place_and_outlives_the_run(jobs: Jobs) -> None:
     told = {"approval": {"timeout": 3600, "policies": [{"tools": ["submit"], "approver": "human"}]}}
     file = conf(jobs.folder, call("add", amount=1), call("add", amount=1), call("submit"), **told)
-    few = ["resource.options.count=6", "scheduler.in_flight=2", "scheduler.stuck_seconds=15"]
+    few = ["resource.options.count=6", "scheduler.in_flight=2"]
     run = jobs.start("run", *few, conf=file)
     place = str(run.folder / REQUESTS)
     until(lambda: len(pending(place)) == 6, "more calls to wait than there are places")

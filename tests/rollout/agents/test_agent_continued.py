@@ -1,4 +1,4 @@
-"""Agents whose calls are approved, broken off and gone on with: what was decided stands, and what waited still waits."""
+"""Agents whose calls are approved, broken off and gone on with: what was decided stands, what waited still waits."""
 
 from __future__ import annotations
 
@@ -110,12 +110,24 @@ async def play(
     return played
 
 
+async def until(condition: Callable[[], Any]) -> Any:
+    """What the condition gives, as soon as that is something."""
+    async with asyncio.timeout(100):
+        while True:
+            if found := condition():
+                return found
+            await asyncio.sleep(0.005)
+
+
+def files(place: Path) -> list[Path]:
+    return sorted(place.iterdir())
+
+
 async def answered(place: Path, replies: Sequence[Any]) -> None:
     """A person who gives these replies, one after another."""
     for reply in replies:
-        while not (waiting := pending(str(place))):
-            await asyncio.sleep(0.005)
-        answer(str(place), waiting[0].id, reply)
+        await until(lambda: pending(str(place)))
+        answer(str(place), pending(str(place))[0].id, reply)
 
 
 async def with_person(place: Path, playing: Any, *replies: Any) -> Trajectory:
@@ -152,12 +164,12 @@ async def test_wherever_it_is_broken_off_what_a_person_decided_stands(tmp_path: 
     whole = await with_person(tmp_path, play(agent, says(*GOLD), keep=kept), *replies)
     assert [event.kind for event in whole.events] == ["approval", "approval"]
     assert [one[-1].answered for one in kept.states[:2]] == [False, True], "kept before a person is asked"
-    asked = sorted(tmp_path.iterdir())
+    asked = files(tmp_path)
     for state in kept.states:
         again = await play(agent, Unasked(says(*GOLD), len(state)), state)
         assert timeless(again) == timeless(whole)
         assert again.restored_turns == len(state)
-    assert sorted(tmp_path.iterdir()) == asked, "nobody was asked anything else"
+    assert files(tmp_path) == asked, "nobody was asked anything else"
 
 
 async def test_a_decision_that_was_kept_is_not_looked_for(tmp_path: Path) -> None:
@@ -174,8 +186,7 @@ async def test_a_decision_that_was_kept_is_not_looked_for(tmp_path: Path) -> Non
 async def test_what_waits_when_it_is_killed_waits_under_its_name_and_is_sampled_once(tmp_path: Path) -> None:
     agent, kept = await loaded(tmp_path, approval=PEOPLE), Kept()
     playing = asyncio.create_task(play(agent, says(*GOLD), keep=kept))
-    while not pending(str(tmp_path)):
-        await asyncio.sleep(0.005)
+    await until(lambda: pending(str(tmp_path)))
     playing.cancel()
     await asyncio.gather(playing, return_exceptions=True)
     (waiting,) = pending(str(tmp_path))
@@ -183,7 +194,7 @@ async def test_what_waits_when_it_is_killed_waits_under_its_name_and_is_sampled_
     policy = Unasked(says(*GOLD), 1)
     played = await with_person(tmp_path, play(agent, policy, kept.turns), "approve")
     assert (played.reward, played.restored_turns, len(policy.asked)) == (1.0, 1, 2)
-    assert len(list(tmp_path.glob("*.request.json"))) == 2
+    assert sum(file.name.endswith(".request.json") for file in files(tmp_path)) == 2
 
 
 async def test_what_a_function_did_is_not_done_again(tmp_path: Path) -> None:
@@ -249,12 +260,9 @@ async def test_who_waits_is_away_and_back_when_there_is_a_slot(tmp_path: Path) -
     parking = Parking({"run-0-0"})
     agent = await loaded(tmp_path, parking, approval=PEOPLE)
     playing = asyncio.create_task(play(agent, says(ADD, SUBMIT)))
-    while not (left := parking.take()[0]):
-        await asyncio.sleep(0.005)
-    assert left == ["run-0-0"]
+    assert await until(lambda: parking.take()[0]) == ["run-0-0"]
     answer(str(tmp_path), pending(str(tmp_path))[0].id, "approve")
-    while parking.take()[1] != ["run-0-0"]:
-        await asyncio.sleep(0.005)
+    assert await until(lambda: parking.take()[1]) == ["run-0-0"]
     assert not playing.done()
     parking.resume(["run-0-0"])
     played = await playing
