@@ -18,4 +18,4 @@ def names_read(environment: Environment, source: str) -> frozenset[str]:
     names, tests = tree.find_all(nodes.Name), tree.find_all((nodes.Test, nodes.Filter))
     own = {name.name for name in names if name.ctx == "store"}
     asked = {test.node.name for test in tests if test.name in _ASKS and isinstance(test.node, nodes.Name)}
-    return frozenset(meta.find_undeclared_variables(tree) - (own - asked) - environment.globals.keys())
+    return frozenset(meta.find_undeclared_variables(tree) - (own - asked) - set[str](environment.globals))

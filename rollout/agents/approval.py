@@ -72,7 +72,7 @@ class ApprovalEvent:
     @staticmethod
     def of(event: Event) -> ApprovalEvent:
         """From what `event` gave. Raises Diverged for what it did not give."""
-        detail = {**event.detail, "tool": event.name, "wait_s": event.seconds}
+        detail: dict[str, Any] = {**event.detail, "tool": event.name, "wait_s": event.seconds}
         try:
             told = Told(**detail.pop("told")) if detail.get("told") else None
             found = ApprovalEvent(**{**detail, "told": told})

@@ -101,7 +101,7 @@ class Parts:
         if self.crew is not None:
             return False
         own = self.guardrails is not None or self.memories is not None or self.servers is not None
-        if own or (self.hooks is not None and self.hooks.functions.keys() != {"should_interrupt"}):
+        if own or (self.hooks is not None and set(self.hooks.functions) != {"should_interrupt"}):
             return False
         if any(rule.return_direct for rule in self.rules.values()):
             return False

@@ -42,8 +42,9 @@ class RowTrace:
 
     def total(self, column: str) -> float | None:
         """A number of the row, and of the rows below it; None where one of them does not tell it."""
-        parts = [self.row[column], *(child.total(column) for child in self.children)]
-        return None if None in parts else sum(parts)
+        parts: list[float | None] = [self.row[column], *(child.total(column) for child in self.children)]
+        known = [part for part in parts if part is not None]
+        return sum(known) if len(known) == len(parts) else None
 
 
 def row_trace(rows: Sequence[Row], episode: str) -> RowTrace:
