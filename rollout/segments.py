@@ -35,6 +35,8 @@ class Segmenter:
         self._open: list[str] = []
         self._rest = ""
         self._calls = 0
+        self._seen = 0
+        """Pieces of the open stretch that `under_way` has given."""
 
     def feed(self, text: str) -> list[Segment]:
         """Segments that `text` completes."""
@@ -53,6 +55,12 @@ class Segmenter:
         self._open.append(self._rest[:cut])
         self._rest = self._rest[cut:]
         return done
+
+    def under_way(self) -> tuple[Kind, str]:
+        """The kind of the stretch that is open, and what has come of it since this was asked last."""
+        fresh = "".join(self._open[self._seen :])
+        self._seen = len(self._open)
+        return self._kind, fresh
 
     def finish(self) -> list[Segment]:
         """The last segment."""
@@ -74,7 +82,7 @@ class Segmenter:
 
     def _close(self) -> list[Segment]:
         text = "".join(self._open).strip()
-        self._open = []
+        self._open, self._seen = [], 0
         if self._kind != "tool_call":
             return [Segment(self._kind, text)] if text else []
         call = _read_call(text, f"call_{self._turn}_{self._calls}")
