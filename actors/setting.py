@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from rollout.agents.loading import located as located_agent
 from rollout.agents.parts import Budget
 from rollout.agents.pricing import Prices
 from rollout.agents.retry import RetryConfig, RetryingPolicy
-from rollout.conduct import plain
+from rollout.conduct import Conduct, plain, plain_early
 from rollout.config import JobConfig, OpenAIConfig, ReplicatedConfig, ResourceConfig
 from rollout.episode import Setting
 from rollout.latency import Latencies
@@ -28,9 +28,11 @@ from rollout.openai_policy import OpenAIPolicy
 from rollout.protocols import Ledger, Policy
 from rollout.segments import Parser, hermes
 from rollout.storage import inside
+from rollout.stream_reading import MessageReader, hermes_parser, token_reader
+from rollout.streaming import Reader
 from rollout.template import ChatTemplate, context_length, load_template, resolve_model, vocabulary_size
 from rollout.tokens import MessageLedger, TokenLedger
-from rollout.trajectory import Turn
+from rollout.trajectory import Agent, Lease, Turn
 from rollout.waits import HERE
 
 
@@ -99,9 +101,12 @@ async def build_settings(job: Job, owner: str) -> dict[str, Setting]:
     `owner` is the name that hosts know the runner by. Raises UserError for a model folder or template that cannot be
     used.
     """
-    policy, new_ledger = _policy(job)
+    template = template_of(job.config.model)
+    policy, new_ledger = _policy(job, template)
     loaded = await _agent(job)
-    return {name: _setting(job, name, owner, policy, new_ledger, loaded) for name in job.hosts}
+    settings = {name: _setting(job, name, owner, policy, new_ledger, loaded) for name in job.hosts}
+    new_reader = _new_reader(job.config, template)
+    return {name: replace(setting, new_reader=new_reader) for name, setting in settings.items()}
 
 
 async def _agent(job: Job) -> Loaded | None:
@@ -111,7 +116,10 @@ async def _agent(job: Job) -> Loaded | None:
         return None
     sampling = config.model.sampling.value()
     budget = budget_of(config, job.names.model)
-    return await load_agent(config.agent, Around(sampling, context_of(config), budget, job.requests, renders(config)))
+    around = Around(
+        sampling, context_of(config), budget, job.requests, renders(config), config.run.limits.value().tool_seconds
+    )
+    return await load_agent(config.agent, around)
 
 
 def renders(config: JobConfig) -> bool:
@@ -147,10 +155,23 @@ def _setting(
         # What hooks, guardrails and memories did is not kept with a turn, so nobody could go on behind it.
         restores=hosts.offer.restores if loaded is None else None,
         vocabulary=vocabulary_of(config),
-        conduct=plain if loaded is None else loaded.conduct,
+        conduct=_plain(config) if loaded is None else loaded.conduct,
         closes=None if loaded is None else loaded.close,
         priced=_priced(budget_of(config, job.names.model)),
     )
+
+
+def _plain(config: JobConfig) -> Callable[[Agent, Lease], Conduct]:
+    """How an agent with instructions and tools goes about an episode."""
+    return partial(plain_early, config.limits.tool_seconds) if config.agent.streaming_tools else plain
+
+
+def _new_reader(config: JobConfig, template: ChatTemplate | None) -> Callable[[int], Reader]:
+    """What reads a turn while it is sampled."""
+    if template is None:
+        return MessageReader
+    hermes = config.model.parser == "hermes"
+    return partial(token_reader, template, partial(hermes_parser, template.opens_with_reasoning) if hermes else None)
 
 
 def heard(setting: Setting, loads: dict[str, Load], hosts: dict[str, HostLoad], latencies: Latencies) -> None:
@@ -230,9 +251,7 @@ def template_of(config: ReplicatedConfig | OpenAIConfig) -> ChatTemplate | None:
     return load_template(resolve_model(config.path), override)
 
 
-def _policy(job: Job) -> tuple[Policy, Callable[[], Ledger]]:
-    model = job.config.model
-    template = template_of(model)
+def _policy(job: Job, template: ChatTemplate | None) -> tuple[Policy, Callable[[], Ledger]]:
     new_ledger = MessageLedger if template is None else partial(TokenLedger, template, parser_of(job.config, template))
     retry = job.config.agent.retry
     if retry is None and job.rates is None:

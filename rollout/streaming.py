@@ -135,6 +135,16 @@ Hears = Callable[[StreamEvent], None]
 """Is told events as they happen; is called at once and must not block."""
 
 
+def both(one: Hears, other: Hears) -> Hears:
+    """Tells two who listen."""
+
+    def hears(event: StreamEvent) -> None:
+        one(event)
+        other(event)
+
+    return hears
+
+
 class Reader(Protocol):
     """Makes events of one completion."""
 

@@ -11,6 +11,7 @@ from rollout.agents.call_gates import CallGates
 from rollout.agents.instructions import Facts, SystemPrompt
 from rollout.agents.parts import Parts
 from rollout.agents.structured import Parsing
+from rollout.agents.telling import Telling
 from rollout.agents.toolbox import ToolBox
 from rollout.agents.toolset import ToolSet
 from rollout.errors import boundary
@@ -37,6 +38,8 @@ class Role:
     instructions: str
     """As they were made for this episode."""
     parsing: Parsing | None = None
+    telling: Telling | None = None
+    """Its hooks that listen."""
 
     @property
     def tools(self) -> tuple[ToolSpec, ...]:
@@ -77,6 +80,8 @@ async def _open(parts: Parts, lease: Lease, seeded: Seeded, earlier: str | None,
     if parts.servers is not None:
         sets.append(await parts.servers.open())
     gates = CallGates(parts.guardrails, parts.hooks)
+    guarded = parts.guardrails is not None and parts.guardrails.on("output")
+    telling = Telling.of(parts.hooks, guarded)
     box = ToolBox(
         tuple(sets),
         parts.rules,
@@ -84,6 +89,7 @@ async def _open(parts: Parts, lease: Lease, seeded: Seeded, earlier: str | None,
         max_concurrency=parts.max_concurrency,
         max_output=parts.max_output,
         around=gates,
+        told=telling.result if telling is not None else None,
     )
     chosen = parts.agent.tools
     own = box.specs([spec for spec in seeded.tools if chosen is None or spec.name in chosen])
@@ -100,7 +106,7 @@ async def _open(parts: Parts, lease: Lease, seeded: Seeded, earlier: str | None,
     if memory is not None:
         opening = memory.opening(opening, recalled)
     split = 1 if opening and opening[0]["role"] == "system" else 0
-    return Role(parts, box, gates, tools, opening[:split], opening[split:], said, parsing)
+    return Role(parts, box, gates, tools, opening[:split], opening[split:], said, parsing, telling)
 
 
 def last_said(messages: Sequence[Message]) -> str:

@@ -80,6 +80,8 @@ class AgentConfig(MemberConfig):
     name: str = "agent"
     retry: RetryConfig | None = None
     """Further attempts at model calls that failed; when not given, model.retries says how many an endpoint gets."""
+    streaming_tools: bool = False
+    """A call begins as soon as it is whole, while the policy still samples what comes behind it."""
 
     def value(self, sampling: Sampling) -> Agent:
         """What of it a plain agent is."""
