@@ -262,8 +262,10 @@ def environment(config: VllmConfig) -> Mapping[str, str]:
 def sampling_parameters(
     sampling: Sampling, max_tokens: int, extras: Extras = NO_EXTRAS, piecewise: bool = False
 ) -> SamplingParams:
-    """How vLLM is told to sample, and to give what it sampled: whole or piece by piece. It makes text of the tokens only to look for stop strings, which may be special
-    tokens; the ids keep them. Raises ResourceDown for extras that vLLM does not know.
+    """How vLLM is told to sample, and to give what it sampled: whole or piece by piece.
+
+    It makes text of the tokens only to look for stop strings, which may be special tokens; the ids keep them. Raises
+    ResourceDown for extras that vLLM does not know.
     """
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams

@@ -56,7 +56,7 @@ class HooksConfig(Section):
     timeout: PositiveFloat = 30.0
     """Seconds each may take."""
     guarded: Literal["hold", "passthrough"] = "hold"
-    """Whether `on_token` and `on_event` are told text that guardrails are still to judge when they have, or as it comes.
+    """Text that guardrails on the output are to judge is told to `on_token` and `on_event` when they have, or at once.
     """
 
     def named(self) -> dict[str, str]:

@@ -3,8 +3,8 @@
 Events come faster than a person's function may take them, and whoever samples does not wait for it. So they stand in a
 line; text that waits there together is told in one piece. Before the turn acts, all that was said has been told.
 
-Content that guardrails are still to judge is held back with `hold`: what nobody is to see is not shown. What they let pass
-comes behind the turn's end then, as they leave it.
+Content that guardrails are still to judge is held back with `hold`: what nobody is to see is not shown. What they let
+pass comes behind the turn's end then, as they leave it.
 """
 
 from __future__ import annotations
