@@ -4,7 +4,7 @@ import asyncio
 import random
 from array import array
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -132,8 +132,8 @@ def asked(max_tokens: int = 64) -> Prompt:
 async def test_a_streamed_completion_of_a_replica_is_the_one_that_comes_whole(latency: float, most: int) -> None:
     served = policy([ModelReplica(partial(ScriptedEngine, [LINE], latency, 0.0, 0), 4, 1.0)])
     heard: list[Delta] = []
-    streamed = await served.stream(asked(most), heard.append)
-    assert streamed == await served.complete(asked(most))
+    streamed = replace(await served.stream(asked(most), heard.append), queue_seconds=0.0)
+    assert streamed == replace(await served.complete(asked(most)), queue_seconds=0.0)
     assert [number for one in heard for number in one.ids] == list(streamed.ids or ())
 
 

@@ -26,9 +26,8 @@ from rollout.streaming import CallComplete, CallResult, ReasoningDelta, StreamEv
 from rollout.trajectory import Agent, Sampling, StopReason, Trajectory, Turn
 
 CHECKS = """
-from rollout.agents.guardrails import Block, Pass
-def blocks(text): return Block("no") if "secret" in text else Pass(text.replace("bad", "***"))
-def never(text): return Pass()
+from rollout.agents.guardrails import Block, Modify, Pass
+def blocks(text): return Block("no") if "secret" in text else Modify("a *** word") if "bad" in text else Pass()
 """
 READER = partial(token_reader, TEMPLATE, Segmenter)
 AROUND = Around(Sampling(), None)
