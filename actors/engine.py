@@ -177,8 +177,10 @@ class ScriptedEngine:
         if told is None or not ids:
             await asyncio.sleep(seconds)
             return
+        clock = asyncio.get_running_loop().time
+        began = clock()
         for place in range(len(ids)):
-            await asyncio.sleep(seconds / len(ids))
+            await asyncio.sleep(began + seconds * (place + 1) / len(ids) - clock())
             told(ids[place : place + 1])
 
     async def update(self, version: int, folder: str | None) -> None:

@@ -41,9 +41,12 @@ class ScriptedPolicy:
         """See StreamingPolicy."""
         said = self._said(prompt)
         ids = said.ids or ()
+        clock = asyncio.get_running_loop().time
+        began = clock()
         for start in range(0, len(ids), self._piece):
-            await asyncio.sleep(self._latency * min(self._piece, len(ids) - start) / len(ids))
-            heard(Delta(ids[start : start + self._piece]))
+            piece = ids[start : start + self._piece]
+            await asyncio.sleep(began + self._latency * (start + len(piece)) / len(ids) - clock())
+            heard(Delta(piece))
         return said
 
     def _said(self, prompt: Prompt) -> Completion:

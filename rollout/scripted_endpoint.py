@@ -153,13 +153,14 @@ class ScriptedEndpoint:
     async def _streamed(self, request: web.BaseRequest, pieces: Sequence[bytes]) -> web.StreamResponse:
         """Sends an answer piece by piece, evenly over its latency."""
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
-        seconds = self._seconds() / len(pieces)
+        seconds, clock = self._seconds(), asyncio.get_running_loop().time
+        began = clock()
         try:
             await response.prepare(request)
             for number, piece in enumerate(pieces):
                 if number == self.behaviour.breaks_after and request.transport is not None:
                     request.transport.abort()
-                await asyncio.sleep(seconds)
+                await asyncio.sleep(began + seconds * (number + 1) / len(pieces) - clock())
                 await response.write(piece)
             await response.write_eof()
         except ConnectionError:

@@ -1,9 +1,10 @@
 """What it saves to begin tool calls while the policy still samples: seconds an episode, with and without.
 
-    python -m scripts.early_gain --model 2 --tool 1
+    python -m scripts.early_gain --model 2 --tool 1 --one-at-a-time
 
 The scripted policy says a sentence, so many calls and with --tail another sentence, evenly over --model seconds; each
-call sleeps for --tool seconds. An episode is one such turn.
+call sleeps for --tool seconds, all of a turn at once or, as in a shell, one after the other. An episode is one such
+turn. Calls that run at once gain only what the policy says behind the last of them: that one decides.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import argparse
 import asyncio
 import json
 import time
+from dataclasses import replace
 from functools import partial
 
 from resources.counter import Counter
@@ -33,13 +35,15 @@ TAIL = "With these numbers the total can be told, and it is what was asked for; 
 class Slow:
     """A session whose calls take their time."""
 
-    def __init__(self, inner: Session, seconds: float) -> None:
+    def __init__(self, inner: Session, seconds: float, at_once: int) -> None:
         self._inner, self._seconds = inner, seconds
+        self._places = asyncio.Semaphore(at_once)
 
     async def call(self, call: ToolCall, seconds: float) -> tuple[ToolResult, bytes | None]:
         """See Session."""
-        await asyncio.sleep(self._seconds)
-        return await self._inner.call(call, seconds)
+        async with self._places:
+            await asyncio.sleep(self._seconds)
+            return await self._inner.call(call, seconds)
 
     async def verify(self, transcript: Transcript, seconds: float) -> Score:
         """See Session."""
@@ -50,22 +54,26 @@ class Slow:
         await self._inner.close()
 
 
-class SlowSessions(LocalSessions):
+class SlowSessions:
     """Sessions of the counter with slow calls."""
 
-    def __init__(self, seconds: float) -> None:
-        super().__init__(SessionTable(Counter(count=1, target=100)))
-        self._tool = seconds
+    def __init__(self, seconds: float, at_once: int) -> None:
+        self._inner = LocalSessions(SessionTable(Counter(count=1, target=100)))
+        self._seconds, self._at_once = seconds, at_once
 
     async def seed_session(self, task: Task, seed: int, seconds: float) -> Seeded:
         """See Sessions."""
-        seeded = await super().seed_session(task, seed, seconds)
-        return Seeded(
-            Slow(seeded.session, self._tool), seeded.messages, seeded.tools, seeded.text_tool, seeded.instructions
-        )
+        return self._slow(await self._inner.seed_session(task, seed, seconds))
+
+    async def restore_session(self, task: Task, seed: int, snapshot: bytes, seconds: float) -> Seeded:
+        """See Sessions."""
+        return self._slow(await self._inner.restore_session(task, seed, snapshot, seconds))
+
+    def _slow(self, seeded: Seeded) -> Seeded:
+        return replace(seeded, session=Slow(seeded.session, self._seconds, self._at_once))
 
 
-async def main(model: float, tool: float, tail: bool) -> None:
+async def main(model: float, tool: float, tail: bool, at_once: int) -> None:
     """Plays one episode of each kind and prints what they took."""
     template = load_template(resolve_model("bundled"))
     call = f"<tool_call>\n{json.dumps({'name': 'add', 'arguments': {'amount': 1}})}\n</tool_call>\n"
@@ -79,7 +87,7 @@ async def main(model: float, tool: float, tail: bool) -> None:
             setting = Setting(
                 agent=Agent(),
                 policy=policy,
-                sessions=SlowSessions(tool),
+                sessions=SlowSessions(tool, at_once),
                 limits=Limits(max_turns=1),
                 new_ledger=partial(TokenLedger, template, hermes),
                 resource="counter",
@@ -98,5 +106,6 @@ if __name__ == "__main__":
     parser.add_argument("--model", type=float, default=2.0, help="seconds a completion takes")
     parser.add_argument("--tool", type=float, default=1.0, help="seconds a call takes")
     parser.add_argument("--tail", action="store_true", help="the policy says something behind its calls")
+    parser.add_argument("--one-at-a-time", action="store_true", help="calls of a turn wait for each other")
     given = parser.parse_args()
-    asyncio.run(main(given.model, given.tool, given.tail))
+    asyncio.run(main(given.model, given.tool, given.tail, 1 if given.one_at_a_time else 16))
