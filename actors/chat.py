@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 
@@ -36,9 +36,10 @@ from rollout.resource import Resource
 from rollout.rows import to_table
 from rollout.run_folder import Run, check_folder, create_or_resume, locked, read_run
 from rollout.scheduling import sample_seed
+from rollout.streaming import CallComplete, CallResult, ReasoningDelta, SegmentDone, StreamEvent, TextDelta, TurnDone
 from rollout.tasks import read_tasks
 from rollout.thread import DISK_SECONDS, threaded
-from rollout.trajectory import Agent, Lease, Limits, Task, ToolUse, Trajectory, Turn
+from rollout.trajectory import Agent, Lease, Limits, Task, Trajectory, Turn
 
 COMMANDS = (
     "/reset ends this conversation and begins another, /trace shows what it took, /sessions lists those that are kept, "
@@ -100,6 +101,7 @@ class Chat:
         self._config, self._run, self._console = config, run, console
         self._sessions, self._id = sessions, session
         self._leaves = False
+        self._screen = Screen(console, config.agent.name)
         self._name, self._model = config.agent.name, Names.of(config).model
         self._price: Price | None = None
         self._asked = False
@@ -163,7 +165,7 @@ class Chat:
             inner = setting.conduct(agent, lease)
             if session is not None:
                 inner = Conversing(inner, partial(_given, session), self._model, self._price)
-            return Chatting(inner, self._hear, self._told, waits)
+            return Chatting(inner, self._hear, self._screen.hear, waits)
 
         return replace(setting, limits=_patient(setting.limits), conduct=conduct, restores=None)
 
@@ -198,15 +200,47 @@ class Chat:
             at = f"{datetime.fromtimestamp(header.updated_at, UTC):%Y-%m-%d %H:%M:%S}"
             self._console.print(f"[dim]{escape(visible(header.id))}  {escape(visible(header.app))}  {at} UTC[/]")
 
-    def _told(self, text: str, uses: Sequence[ToolUse]) -> None:
-        for use in uses:
-            self._console.print(f"[dim]{escape(f'{use.call.name}({use.call.arguments}) -> {use.result.content}')}[/]")
-        if text:
-            self._console.print(f"[bold]{escape(self._name)}[/] {escape(text)}")
-
     def _ended(self, played: Trajectory) -> None:
         why = played.failure.message if played.failure is not None else played.stop_reason.value
         self._console.print(f"[dim]{escape(why)}; {len(played.turns)} turns are in {escape(self._config.run.dir)}[/]")
+
+
+@dataclass(slots=True)
+class Screen:
+    """Shows what an agent does as it happens: what it says, its reasoning and its calls dim."""
+
+    console: Console
+    name: str
+    _line: type[StreamEvent] | None = None
+    """What the line that is being written is made of."""
+
+    def hear(self, event: StreamEvent) -> None:
+        """See Hears."""
+        match event:
+            case TextDelta(_, text) | ReasoningDelta(_, text):
+                said = isinstance(event, TextDelta)
+                if self._line is not type(event):
+                    self._end_line()
+                    self.console.print(f"[bold]{escape(self.name)}[/]" if said else "[dim]thinks[/]", end=" ")
+                    self._line = type(event)
+                self.console.print(text, end="", style=None if said else "dim", markup=False, highlight=False)
+            case CallComplete(_, call):
+                self._tell(f"{call.name}({call.arguments})")
+            case CallResult(use):
+                self._tell(f"{use.call.name} -> {use.result.content}")
+            case TurnDone() | SegmentDone():
+                self._end_line()
+            case _:
+                pass
+
+    def _tell(self, line: str) -> None:
+        self._end_line()
+        self.console.print(line, style="dim", markup=False, highlight=False)
+
+    def _end_line(self) -> None:
+        if self._line is not None:
+            self.console.print()
+            self._line = None
 
 
 def _patient(limits: Limits) -> Limits:

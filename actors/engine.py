@@ -51,8 +51,8 @@ class GenerateReply:
 class Engine(Protocol):
     """Tokens in, tokens out."""
 
-    async def generate(self, request: GenerateRequest) -> GenerateReply:
-        """Samples one completion; cancelling it frees the engine at once."""
+    async def generate(self, request: GenerateRequest, told: Told | None = None) -> GenerateReply:
+        """Samples one completion; cancelling it frees the engine at once. All of its ids are `told` as they come."""
         ...
 
     async def update(self, version: int, folder: str | None) -> None:
@@ -76,6 +76,8 @@ class Engine(Protocol):
         ...
 
 
+Told = Callable[[Sequence[int]], None]
+"""Takes the ids that came since the last time."""
 EngineFactory = Callable[[], "Engine"]
 
 
@@ -87,6 +89,51 @@ def pack_ids(ids: Sequence[int]) -> bytes:
 def unpack_ids(packed: bytes) -> array[int]:
     """int32 bytes as an array of token ids."""
     return array("i", packed)
+
+
+Part = tuple[int, bytes]
+"""Place of the first of some sampled ids in their completion, and the ids, packed."""
+
+
+class Parts:
+    """Numbers what an engine tells, for whoever may hear it in another order."""
+
+    def __init__(self, take: Callable[[Part], None]) -> None:
+        self._take = take
+        self._count = 0
+
+    def __call__(self, ids: Sequence[int]) -> None:
+        self._take((self._count, pack_ids(ids)))
+        self._count += len(ids)
+
+
+class Listening:
+    """Hands ids on in the order in which they were sampled, each once."""
+
+    def __init__(self, heard: Callable[[array[int]], None]) -> None:
+        self.count = 0
+        """Ids that were handed on."""
+        self._heard = heard
+        self._early: dict[int, bytes] = {}
+        """Parts before which others are missing, by their place."""
+
+    def take(self, part: Part) -> None:
+        """A part came."""
+        place, packed = part
+        if place < self.count:
+            return
+        self._early[place] = packed
+        while (packed := self._early.pop(self.count, None)) is not None:
+            self._hand_on(unpack_ids(packed))
+
+    def end(self, ids: array[int]) -> None:
+        """All ids of the completion: whatever did not come by itself."""
+        self._hand_on(ids[self.count :])
+
+    def _hand_on(self, ids: array[int]) -> None:
+        if ids:
+            self.count += len(ids)
+            self._heard(ids)
 
 
 class ScriptedEngine:
@@ -103,16 +150,18 @@ class ScriptedEngine:
         self._versions: list[tuple[float, str]] = [(0.0, "scripted")]
         """What it is called, and since when; of before only what completions under way have seen."""
 
-    async def generate(self, request: GenerateRequest) -> GenerateReply:
+    async def generate(self, request: GenerateRequest, told: Told | None = None) -> GenerateReply:
         began = time.monotonic()
         line = self._lines[min(request.turn, len(self._lines) - 1)]
         ids = line[: request.max_tokens]
         if self._latency:
             self._running += 1
             try:
-                await asyncio.sleep(self._seconds(request))
+                await self._say(ids, self._seconds(request), told)
             finally:
                 self._running -= 1
+        elif told is not None:
+            told(ids)
         reason = FinishReason.STOP if len(ids) == len(line) else FinishReason.LENGTH
         return GenerateReply(
             ids=ids.tobytes(),
@@ -122,6 +171,17 @@ class ScriptedEngine:
             prompt_tokens=len(request.prompt_ids) // 4,
             cached_tokens=0,
         )
+
+    async def _say(self, ids: array[int], seconds: float, told: Told | None) -> None:
+        """Takes its time; who listens is told token by token."""
+        if told is None or not ids:
+            await asyncio.sleep(seconds)
+            return
+        clock = asyncio.get_running_loop().time
+        began = clock()
+        for place in range(len(ids)):
+            await asyncio.sleep(began + seconds * (place + 1) / len(ids) - clock())
+            told(ids[place : place + 1])
 
     async def update(self, version: int, folder: str | None) -> None:
         """It says the same under every version."""

@@ -24,7 +24,7 @@ from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import ApplicationStatus, LoggingConfig
 
 from actors.courier import Mailbox
-from actors.engine import EngineFactory, GenerateReply, GenerateRequest, ScriptedEngine, pack_ids
+from actors.engine import EngineFactory, GenerateReply, GenerateRequest, Part, Parts, ScriptedEngine, pack_ids
 from actors.orphans import Orphanage, this_driver
 from actors.placement import Ask, node_totals, shortfall
 from actors.weights import Follower
@@ -117,7 +117,7 @@ class ModelReplica:
         outside = max(0, self._mailbox.running - self._max_in_flight)
         return self._name, replace(load, waiting=load.waiting + outside)
 
-    async def _generate(self, request: GenerateRequest) -> GenerateReply:
+    async def _generate(self, request: GenerateRequest, told: Callable[[Part], None] | None = None) -> GenerateReply:
         if self._draining:
             raise Unavailable(f"replica {self._name} is shutting down")
         arrived = time.monotonic()
@@ -125,7 +125,10 @@ class ModelReplica:
             await self._sampling.wait()  # vLLM takes requests in while it is paused: they wait here instead
             waited = time.monotonic() - arrived
             try:
-                reply = await self._engine.generate(request)
+                if told is None:
+                    reply = await self._engine.generate(request)
+                else:
+                    reply = await self._engine.generate(request, Parts(told))
             except Exception:
                 await self._end_if_dead()
                 raise

@@ -12,10 +12,11 @@ from array import array
 from typing import Any, cast
 
 from actors.courier import SILENT_SECONDS, Courier
-from actors.engine import GenerateReply, GenerateRequest, pack_ids
+from actors.engine import GenerateReply, GenerateRequest, Listening, pack_ids, unpack_ids
 from actors.mend import slot_part
 from rollout.errors import ResourceDown, Unavailable
 from rollout.load import Load
+from rollout.streaming import Delta, Heard
 from rollout.trajectory import Completion, Prompt
 from rollout.waits import HERE, MODEL_CALL
 
@@ -36,6 +37,13 @@ class ServedPolicy:
 
     async def complete(self, prompt: Prompt) -> Completion:
         """Samples one completion. Raises ResourceDown when no replica answers, however often it is asked."""
+        return await self._sampled(prompt, None)
+
+    async def stream(self, prompt: Prompt, heard: Heard) -> Completion:
+        """See StreamingPolicy. A replica that dies before anything was heard is another's turn, as ever."""
+        return await self._sampled(prompt, heard)
+
+    async def _sampled(self, prompt: Prompt, heard: Heard | None) -> Completion:
         request = GenerateRequest(
             request_id=prompt.request_id,
             session_id=prompt.session_id,
@@ -45,7 +53,10 @@ class ServedPolicy:
             sampling=prompt.sampling,
             extras=prompt.extras,
         )
-        reply = await self._ask(request, prompt.seconds)
+        listening = None if heard is None else Listening(lambda ids: heard(Delta(ids)))
+        reply = await self._ask(request, prompt.seconds, listening)
+        if listening is not None:
+            listening.end(unpack_ids(reply.ids))
         return Completion(
             finish_reason=reply.finish_reason,
             ids=array("i", reply.ids),
@@ -63,18 +74,20 @@ class ServedPolicy:
         told: list[tuple[str, Load] | None] = [courier.take_status() for courier in self._couriers]
         return dict(entry for entry in told if entry is not None)
 
-    async def _ask(self, request: GenerateRequest, seconds: float) -> GenerateReply:
+    async def _ask(self, request: GenerateRequest, seconds: float, listening: Listening | None) -> GenerateReply:
         clock = asyncio.get_running_loop()
         deadline = clock.time() + seconds
+        heard = None if listening is None else listening.take
         courier = self._couriers[slot_of(request.session_id, len(self._couriers))]
         for asked, pause in enumerate((*BACKOFF_SECONDS, None), start=1):
             try:
                 with HERE.on(MODEL_CALL, courier.where):
-                    reply = cast(GenerateReply, await courier.ask(request))
+                    reply = cast(GenerateReply, await courier.ask(request, heard=heard))
                 HERE.met(courier.where, reply.replica)
                 return reply
             except Unavailable as error:
-                if pause is None or clock.time() + pause >= deadline:
+                begun = listening is not None and listening.count > 0
+                if begun or pause is None or clock.time() + pause >= deadline:
                     raise ResourceDown(f"{error}; asked {asked} time{'s' if asked > 1 else ''}") from error
                 await asyncio.sleep(pause)
         raise AssertionError("the last try returns or raises")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from rollout.agents.loading import located as located_agent
 from rollout.agents.parts import Budget
 from rollout.agents.pricing import Prices
 from rollout.agents.retry import RetryConfig, RetryingPolicy
-from rollout.conduct import plain
+from rollout.conduct import Conduct, plain, plain_early
 from rollout.config import JobConfig, OpenAIConfig, ReplicatedConfig, ResourceConfig
 from rollout.episode import Setting
 from rollout.latency import Latencies
@@ -31,9 +31,11 @@ from rollout.parsing import FORMATS
 from rollout.protocols import Ledger, Policy
 from rollout.segments import Parser, reading
 from rollout.storage import inside
+from rollout.stream_reading import MessageReader, token_reader
+from rollout.streaming import Reader
 from rollout.template import ChatTemplate, context_length, load_template, resolve_model, vocabulary_size
 from rollout.tokens import MessageLedger, TokenLedger
-from rollout.trajectory import Completion, Turn
+from rollout.trajectory import Agent, Completion, Lease, ToolSpec, Turn
 from rollout.waits import HERE
 
 
@@ -108,7 +110,9 @@ async def build_settings(job: Job, owner: str, parking: Parking | None = None) -
     if template is not None and loaded is not None:
         template = template.using(loaded.parts.variables)
     new_ledger = _new_ledger(job.config, template)
-    return {name: _setting(job, name, owner, policy, new_ledger, loaded) for name in job.hosts}
+    settings = {name: _setting(job, name, owner, policy, new_ledger, loaded) for name in job.hosts}
+    new_reader = _new_reader(job.config, template)
+    return {name: replace(setting, new_reader=new_reader) for name, setting in settings.items()}
 
 
 async def _agent(job: Job, template: ChatTemplate | None, policy: Policy, parking: Parking) -> Loaded | None:
@@ -120,7 +124,8 @@ async def _agent(job: Job, template: ChatTemplate | None, policy: Policy, parkin
     budget = budget_of(config, job.names.model)
     context, new_ledger = context_of(config), _new_ledger(config, template)
     model = Model(policy, new_ledger, job.names.model, template is not None, context, _priced_alone(budget))
-    around = Around(sampling, context, budget, job.requests, template, model, parking)
+    seconds = config.run.limits.value().tool_seconds
+    around = Around(sampling, context, budget, job.requests, template, model, parking, seconds)
     return await load_agent(config.agent, around)
 
 
@@ -152,11 +157,25 @@ def _setting(
         # What hooks and memories did is not kept with a turn, so nobody could go on behind it.
         restores=hosts.offer.restores if loaded is None or loaded.goes_on else None,
         vocabulary=vocabulary_of(config),
-        conduct=plain if loaded is None else loaded.conduct,
+        conduct=_plain(config) if loaded is None else loaded.conduct,
         patience=0.0 if loaded is None else loaded.parts.patience * config.limits.max_turns,
         closes=None if loaded is None else loaded.close,
         priced=_priced(budget_of(config, job.names.model)),
     )
+
+
+def _plain(config: JobConfig) -> Callable[[Agent, Lease], Conduct]:
+    """How an agent with instructions and tools goes about an episode."""
+    return partial(plain_early, config.limits.tool_seconds) if config.agent.streaming_tools else plain
+
+
+def _new_reader(config: JobConfig, template: ChatTemplate | None) -> Callable[[int, Sequence[ToolSpec]], Reader]:
+    """What reads a turn while it is sampled; vLLM's parsers read it at its end."""
+    if template is None:
+        return MessageReader
+    form = FORMATS.get(config.model.parser)
+    machine = None if form is None else partial(form.open, in_reasoning=template.opens_with_reasoning)
+    return partial(token_reader, template, machine)
 
 
 def heard(setting: Setting, loads: dict[str, Load], hosts: dict[str, HostLoad], latencies: Latencies) -> None:

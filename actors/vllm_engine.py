@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from actors.engine import GenerateReply, GenerateRequest, unpack_ids
+from actors.engine import GenerateReply, GenerateRequest, Told, unpack_ids
 from rollout.config import VllmConfig
 from rollout.errors import ContextExceeded, ResourceDown, RolloutError, UserError, boundary, describe, nearest
 from rollout.load import Load
@@ -83,8 +83,8 @@ class VllmEngine:
             reason = output.first_error() or describe(error)
             raise RolloutError(f"vLLM could not start its engine: {reason} (process {os.getpid()})") from error
 
-    async def generate(self, request: GenerateRequest) -> GenerateReply:
-        """Samples one completion; cancelling it aborts the request in vLLM.
+    async def generate(self, request: GenerateRequest, told: Told | None = None) -> GenerateReply:
+        """Samples one completion; cancelling it aborts the request in vLLM. One that nobody listens to comes whole.
 
         Raises ContextExceeded when the prompt leaves no room, ResourceDown when vLLM gives no answer.
         """
@@ -94,20 +94,26 @@ class VllmEngine:
         if len(prompt_ids) >= self._reach:
             raise ContextExceeded(f"the prompt has {len(prompt_ids)} tokens, the model reaches {self._reach}")
         prompt = tokens_input(prompt_ids.tolist())
-        parameters = sampling_parameters(request.sampling, request.max_tokens, request.extras)
+        parameters = sampling_parameters(request.sampling, request.max_tokens, request.extras, told is not None)
         final: RequestOutput | None = None
+        ids, logprobs = array("i"), array("f")
         async for output in self._engine.generate(prompt, parameters, request.request_id):
             final = output
+            for sampled in output.outputs:
+                fresh = array("i", sampled.token_ids)
+                ids += fresh
+                logprobs += _logprobs(sampled, len(fresh))
+                if told is not None and fresh:
+                    told(fresh)
         if final is None or not final.outputs:
             raise ResourceDown("vLLM ended the request without an answer")
         sampled = final.outputs[0]
         reason = _FINISH_REASONS.get(sampled.finish_reason or "")
         if reason is None:
             raise ResourceDown(f"vLLM ended the request with '{sampled.finish_reason}'")
-        ids = array("i", sampled.token_ids)
         return GenerateReply(
             ids=ids.tobytes(),
-            logprobs=_logprobs(sampled, len(ids)).tobytes(),
+            logprobs=logprobs.tobytes(),
             finish_reason=reason,
             versions=await self._versions(sampled, len(ids)),
             prompt_tokens=len(prompt_ids),
@@ -253,9 +259,13 @@ def environment(config: VllmConfig) -> Mapping[str, str]:
     return {**_ENVIRONMENT, **_CPU_ENVIRONMENT} if config.gpus_per_replica == 0 else _ENVIRONMENT
 
 
-def sampling_parameters(sampling: Sampling, max_tokens: int, extras: Extras = NO_EXTRAS) -> SamplingParams:
-    """How vLLM is told to sample. It makes text of the tokens only to look for stop strings, which may be special
-    tokens; the ids keep them. Raises ResourceDown for extras that vLLM does not know.
+def sampling_parameters(
+    sampling: Sampling, max_tokens: int, extras: Extras = NO_EXTRAS, piecewise: bool = False
+) -> SamplingParams:
+    """How vLLM is told to sample, and to give what it sampled: whole or piece by piece.
+
+    It makes text of the tokens only to look for stop strings, which may be special tokens; the ids keep them. Raises
+    ResourceDown for extras that vLLM does not know.
     """
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
@@ -273,7 +283,7 @@ def sampling_parameters(sampling: Sampling, max_tokens: int, extras: Extras = NO
             skip_special_tokens=not sampling.stop,
             logprobs=0,
             flat_logprobs=True,
-            output_kind=RequestOutputKind.FINAL_ONLY,
+            output_kind=RequestOutputKind.DELTA if piecewise else RequestOutputKind.FINAL_ONLY,
             skip_clone=True,
             structured_outputs=grammar,
             **extras.vllm,

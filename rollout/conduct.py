@@ -13,9 +13,11 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+from rollout.early import EarlySession
 from rollout.errors import BoundaryError
 from rollout.family import Family
 from rollout.protocols import Ledger, Recorded, Seeded, Session
+from rollout.streaming import Hears
 from rollout.tool_use import ToolsUsed, use_tools
 from rollout.trajectory import (
     Agent,
@@ -101,6 +103,8 @@ class Ready:
     extras: Extras = NO_EXTRAS
     said: tuple[Message, ...] = ()
     """What was added to what was said."""
+    hears: Hears | None = None
+    """Listens to the call as it is sampled; None asks for nothing to be streamed."""
 
 
 READY = Ready()
@@ -169,12 +173,18 @@ class Plain:
 
     agent: Agent
     tools: tuple[ToolSpec, ...] = ()
+    seconds: float | None = None
+    """Calls begin while the policy still samples, and may take so long; None makes them when it is done."""
     _session: Session | None = None
+    _early: EarlySession | None = None
 
     async def open(self, seeded: Seeded, family: Family) -> tuple[Message, ...]:
         """See Conduct."""
         agent, self._session = self.agent, seeded.session
         self.tools = tuple(spec for spec in seeded.tools if agent.tools is None or spec.name in agent.tools)
+        if (seconds := self.seconds) is not None:
+            names = [spec.name for spec in self.tools]
+            self._session = self._early = EarlySession(seeded.session, lambda _: seconds, names)
         instructions = agent.instructions if agent.instructions is not None else seeded.instructions
         system: tuple[Message, ...] = ({"role": "system", "content": instructions},) if instructions else ()
         return (*system, *seeded.messages)
@@ -184,7 +194,9 @@ class Plain:
     ) -> Ready | StopReason:
         """See Conduct."""
         ledger.extend(said, self.tools)
-        return READY
+        if self._early is None:
+            return READY
+        return Ready(hears=self._early.listens(len(turns)))
 
     async def act(self, said: Said, turns: Sequence[Turn], seconds: float, cut: bool) -> Acted:
         """See Conduct."""
@@ -193,12 +205,14 @@ class Plain:
         if said.then is not None and not said.then.replays:
             return acted(ToolsUsed(said.then.uses), said.implied)
         assert self._session is not None, "open comes first"
-        used = await use_tools(self._session, said.calls, [spec.name for spec in self.tools], seconds, cut)
+        under_way = self._early.under_way(said.calls) if self._early is not None else ()
+        names = [spec.name for spec in self.tools]
+        used = await use_tools(self._session, said.calls, names, seconds, cut, under_way)
         return acted(used, said.implied)
 
     async def end(self, stop: StopReason, failed: BoundaryError | None) -> Ended:
         """See Conduct."""
-        return NOTHING
+        return NOTHING if self._early is None else Ended(events=await self._early.settle())
 
 
 _DONE = Acted(stop=StopReason.DONE)
@@ -207,6 +221,11 @@ _DONE = Acted(stop=StopReason.DONE)
 def plain(agent: Agent, lease: Lease) -> Conduct:
     """The conduct of an agent with nothing but instructions and tools."""
     return Plain(agent)
+
+
+def plain_early(seconds: float, agent: Agent, lease: Lease) -> Conduct:
+    """The same, its calls begun while the policy still samples; each may take `seconds`."""
+    return Plain(agent, seconds=seconds)
 
 
 def penalized(score: Score, penalty: float) -> Score:

@@ -28,6 +28,8 @@ from rollout.protocols import Ledger, Policy, Recorded, Seeded, Session, Session
 from rollout.restoring import Diverged, Record
 from rollout.saved import Saved
 from rollout.soundness import check_completion, check_score
+from rollout.stream_reading import MessageReader
+from rollout.streaming import Hearing, Hears, Reader, sampled
 from rollout.tool_use import TRANSPORT_SECONDS, skipped, unanswered
 from rollout.trajectory import (
     Agent,
@@ -45,6 +47,7 @@ from rollout.trajectory import (
     Score,
     Seconds,
     StopReason,
+    ToolSpec,
     ToolUse,
     Trajectory,
     Transcript,
@@ -81,6 +84,8 @@ class Setting:
     """Seconds that people may take over an episode, beside its own; 0 where nobody is asked."""
     closes: Callable[[], Awaitable[None]] | None = None
     """Frees what the agent's episodes share; all settings of a job share one agent. Idempotent."""
+    new_reader: Callable[[int, Sequence[ToolSpec]], Reader] = MessageReader
+    """Reads a turn while it is sampled, for whoever listens."""
 
 
 async def run_episode(
@@ -198,7 +203,7 @@ class _Episode:
             if isinstance(ready, StopReason):
                 return ready
             self.messages += ready.said
-            recorded = await self._sample(ledger, ready.extras)
+            recorded = await self._sample(ledger, ready.extras, ready.hears)
             if isinstance(recorded, StopReason):
                 return recorded
             cut = self._cut(recorded)
@@ -225,7 +230,7 @@ class _Episode:
                 raise  # the template cannot continue at all, whatever is said
             raise BoundaryError(Failure(FailureKind.SEED, "chat template", str(error))) from error
 
-    async def _sample(self, ledger: Ledger, extras: Extras) -> Recorded | StopReason:
+    async def _sample(self, ledger: Ledger, extras: Extras, hears: Hears | None = None) -> Recorded | StopReason:
         """One model call, recorded and kept as a turn; why there is none, if there is none."""
         if self._tokens_left() <= 0:  # other runs of the episode may have spent them meanwhile
             return StopReason.MAX_TOKENS
@@ -233,10 +238,15 @@ class _Episode:
             return StopReason.CONTEXT
         logs.turn(len(self.turns))
         began = time.monotonic()
-        completion = self.record.completion(prompt) or await self._complete(prompt)
+        hearing = None
+        if (completion := self.record.completion(prompt)) is None:
+            hearing = None if hears is None else Hearing(self.setting.new_reader(prompt.turn, prompt.tools), hears)
+            completion = await self._complete(prompt, hearing)
         if isinstance(completion, StopReason):
             return completion
         recorded = ledger.record(completion)
+        if hearing is not None:
+            hearing.end(prompt.turn, recorded)
         self.messages.append(recorded.message)
         self._keep(recorded, prompt, time.monotonic() - began)
         log.debug("%s after %d tokens", completion.finish_reason, completion.num_sampled)
@@ -272,11 +282,12 @@ class _Episode:
             extras=extras,
         )
 
-    async def _complete(self, prompt: Prompt) -> Completion | StopReason:
+    async def _complete(self, prompt: Prompt, hearing: Hearing | None) -> Completion | StopReason:
         """One model call. A deadline that is the episode's own truncates; any other is the model's failure."""
         try:
             async with boundary(FailureKind.MODEL, self.setting.model, prompt.seconds):
-                completion = await self.setting.policy.complete(prompt)
+                heard = hearing.heard if hearing is not None else None
+                completion = await sampled(self.setting.policy, prompt, heard)
                 check_completion(prompt, completion, self.setting.vocabulary)
         except BoundaryError as error:
             if isinstance(error.__cause__, ContextExceeded):

@@ -30,6 +30,7 @@ from yarl import URL
 from rollout.config import OpenAIConfig, secret
 from rollout.deadlines import deadline
 from rollout.errors import ContextExceeded, ResourceDown, Unavailable, UserError, describe
+from rollout.openai_stream import EVENT_STREAM, AnswerStream
 from rollout.openai_wire import (
     Answer,
     Dialect,
@@ -42,6 +43,7 @@ from rollout.openai_wire import (
     retry_after,
     too_long,
 )
+from rollout.streaming import Heard
 from rollout.trajectory import Completion, Prompt, ToolSpec
 from rollout.waits import HERE, MODEL_CALL
 
@@ -95,14 +97,24 @@ class OpenAIPolicy:
         Unavailable after the last try and Refused for what no further try would change. All say it in one line that
         never holds the key.
         """
+        return await self._sampled(prompt, None)
+
+    async def stream(self, prompt: Prompt, heard: Heard) -> Completion:
+        """See StreamingPolicy. Raises as `complete` does, and ResourceDown when an answer breaks off that was heard.
+
+        A server that answers whole all the same is not heard. Closing the connection ends the generation over there.
+        """
+        return await self._sampled(prompt, heard)
+
+    async def _sampled(self, prompt: Prompt, heard: Heard | None) -> Completion:
         ends = time.monotonic() + prompt.seconds
         try:
             with HERE.on(MODEL_CALL, self._part):
                 async with deadline(prompt.seconds):
                     try:
-                        return await self._complete(prompt)
+                        return await self._complete(prompt, heard)
                     except _NotNow as error:
-                        return await self._again(prompt, error, ends)
+                        return await self._again(prompt, error, ends, heard)
         except TimeoutError:
             raise TimeoutError(f"{self._host}: no answer within {prompt.seconds:.1f} s") from None
 
@@ -111,7 +123,7 @@ class OpenAIPolicy:
         if self._session is not None:
             await self._session.close()
 
-    async def _again(self, prompt: Prompt, failed: _NotNow, ends: float) -> Completion:
+    async def _again(self, prompt: Prompt, failed: _NotNow, ends: float, heard: Heard | None) -> Completion:
         """Goes on after a first try that failed, never waiting beyond `ends`.
 
         The first try is not tenacity's, as that would cost every call a fifth more.
@@ -121,7 +133,7 @@ class OpenAIPolicy:
         async def one() -> Completion:
             if failures:
                 raise failures.pop()
-            return await self._complete(prompt)
+            return await self._complete(prompt, heard)
 
         stop = self._stop | stop_before_delay(ends - time.monotonic())
         retrying = AsyncRetrying(retry=_worth_another_try, stop=stop, wait=_pause, reraise=True)
@@ -131,17 +143,18 @@ class OpenAIPolicy:
             tries = cast(int, retrying.statistics["attempt_number"])
             raise Unavailable(f"{error} (tried {tries} times)" if tries > 1 else str(error)) from error
 
-    async def _complete(self, prompt: Prompt) -> Completion:
+    async def _complete(self, prompt: Prompt, heard: Heard | None) -> Completion:
         """One try: the request in the dialect the server is known to take, or the first one it turns out to take."""
         tokens = len(prompt.ids) > 0
         url = self._tokens if tokens else self._chat
         dialect = self._dialect
         while True:
-            body = request_body(prompt, self._model, dialect, self._encoded(prompt.tools), self._extra)
-            response, data = await self._post(url, body, prompt)
+            tools = self._encoded(prompt.tools)
+            body = request_body(prompt, self._model, dialect, tools, self._extra, stream=heard is not None)
+            response, data = await self._post(url, body, prompt, heard)
             if response.status == 200:
                 break
-            line = self._line(explain(response.status, data))
+            line = self._line(explain(response.status, data if isinstance(data, bytes) else b""))
             if too_long(response.status, line):
                 raise ContextExceeded(line)
             simpler = self._simpler(dialect, line, tokens) if response.status in _ADAPTED else None
@@ -149,21 +162,36 @@ class OpenAIPolicy:
                 raise _failure(response, line)
             dialect = simpler
         try:
-            answer = read_answer(data)
+            answer = read_answer(data) if isinstance(data, bytes) else data
             completion = as_completion(answer, prompt, response.headers.get(REPLICA_HEADER) or self._host)
         except Refused as error:
             raise Refused(self._line(str(error))) from None
         self._learn(dialect, answer, tokens)
         return completion
 
-    async def _post(self, url: URL, body: bytes, prompt: Prompt) -> tuple[aiohttp.ClientResponse, bytes]:
+    async def _post(
+        self, url: URL, body: bytes, prompt: Prompt, heard: Heard | None
+    ) -> tuple[aiohttp.ClientResponse, bytes | Answer]:
+        """The response and its body: read already, where it came piece by piece."""
         headers = {"X-Session-ID": prompt.session_id, "X-Request-Id": prompt.request_id}
         try:
             call = self._connected().post(url, data=body, headers=headers, proxy=self._proxy, allow_redirects=False)
             async with call as response:
-                return response, await response.read()
+                if heard is None or response.status != 200 or response.content_type != EVENT_STREAM:
+                    return response, await response.read()
+                return response, await self._listened(response, AnswerStream(heard))
         except (aiohttp.ClientError, OSError) as error:
             raise _NotNow(self._line(describe(error))) from error
+
+    async def _listened(self, response: aiohttp.ClientResponse, answer: AnswerStream) -> Answer:
+        """An answer that comes piece by piece. One that breaks off is asked for again only if none of it was heard."""
+        try:
+            async for piece in response.content.iter_any():
+                answer.feed(piece)
+            return answer.answer()
+        except (aiohttp.ClientError, OSError, Unavailable) as error:
+            failure = ResourceDown if answer.begun else _NotNow
+            raise failure(self._line(describe(error))) from error
 
     def _connected(self) -> aiohttp.ClientSession:
         """Made at the first call: a session belongs to the event loop it is made on."""

@@ -66,7 +66,9 @@ class Dialect:
         return replace(self, logprobs=False) if self.logprobs else None
 
 
-def request_body(prompt: Prompt, model: str, dialect: Dialect, tools: msgspec.Raw, extra: Mapping[str, Any]) -> bytes:
+def request_body(
+    prompt: Prompt, model: str, dialect: Dialect, tools: msgspec.Raw, extra: Mapping[str, Any], stream: bool = False
+) -> bytes:
     """The request for `prompt`, in tokens when it has ids and as chat otherwise; `tools` is encoded already."""
     sampling = prompt.sampling
     body: dict[str, Any] = {"model": model, "temperature": sampling.temperature, "top_p": sampling.top_p}
@@ -90,6 +92,8 @@ def request_body(prompt: Prompt, model: str, dialect: Dialect, tools: msgspec.Ra
         body["stop"] = sampling.stop
     if sampling.seed is not None:
         body["seed"] = sampling.seed
+    if stream:
+        body |= {"stream": True, "stream_options": {"include_usage": True}}
     asked = _asked(prompt.extras, tokens)
     return _encode({**body, **asked, **extra} if asked or extra else body)
 
@@ -214,7 +218,7 @@ def as_completion(answer: Answer, prompt: Prompt, replica: str) -> Completion:
     return Completion(
         finish_reason=_FINISHED.get(choice.finish_reason or "stop", FinishReason.STOP),
         ids=ids,
-        logprobs=_read_logprobs(choice.logprobs, len(ids)) if ids is not None else None,
+        logprobs=_counted(read_logprobs(choice.logprobs), len(ids)) if ids is not None else None,
         versions=tuple(choice.weight_versions or ()),
         cached_tokens=details.cached_tokens if details is not None else None,
         prompt_tokens=usage.prompt_tokens,
@@ -225,14 +229,18 @@ def as_completion(answer: Answer, prompt: Prompt, replica: str) -> Completion:
     )
 
 
-def _read_logprobs(raw: msgspec.Raw, count: int) -> array[float] | None:
+def read_logprobs(raw: msgspec.Raw) -> list[float] | None:
+    """One logprob a token, as servers of either kind write them; None where there are none."""
     try:
         read = _logprobs.decode(raw)
     except msgspec.MsgspecError:
         return None  # no server owes us logprobs
-    values = read.token_logprobs if read is not None else None
     if read is not None and read.content is not None:
-        values = [entry.logprob for entry in read.content]
+        return [entry.logprob for entry in read.content]
+    return read.token_logprobs if read is not None else None
+
+
+def _counted(values: list[float] | None, count: int) -> array[float] | None:
     return array("f", values) if values is not None and len(values) == count else None
 
 

@@ -6,6 +6,7 @@ import asyncio
 from array import array
 from collections.abc import Callable, Sequence
 
+from rollout.streaming import Delta, Heard
 from rollout.template import ChatTemplate
 from rollout.trajectory import Completion, FinishReason, Prompt, VersionSpan
 
@@ -24,13 +25,31 @@ class ScriptedPolicy:
         template: ChatTemplate,
         script: Sequence[str] | Callable[[Prompt], Sequence[str]],
         latency_seconds: float = 0.0,
+        piece: int = 1,
     ) -> None:
+        """Who listens hears `piece` tokens at a time, evenly over the latency."""
         self._template = template
         self._script = script
         self._latency = latency_seconds
+        self._piece = piece
 
     async def complete(self, prompt: Prompt) -> Completion:
         await asyncio.sleep(self._latency)
+        return self._said(prompt)
+
+    async def stream(self, prompt: Prompt, heard: Heard) -> Completion:
+        """See StreamingPolicy."""
+        said = self._said(prompt)
+        ids = said.ids or ()
+        clock = asyncio.get_running_loop().time
+        began = clock()
+        for start in range(0, len(ids), self._piece):
+            piece = ids[start : start + self._piece]
+            await asyncio.sleep(began + self._latency * (start + len(piece)) / len(ids) - clock())
+            heard(Delta(piece))
+        return said
+
+    def _said(self, prompt: Prompt) -> Completion:
         lines = self._script(prompt) if callable(self._script) else self._script
         line = lines[min(prompt.turn, len(lines) - 1)]
         ids = array("i", encode_lines(self._template, [line])[0])

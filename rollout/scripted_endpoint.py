@@ -27,6 +27,7 @@ from rollout.errors import UserError
 from rollout.parsing import as_message
 from rollout.process import collect_rarely, open_many_files
 from rollout.scripted import encode_lines
+from rollout.scripted_stream import pieces
 from rollout.segments import hermes
 from rollout.template import ChatTemplate, load_template, resolve_model
 from rollout.trajectory import Message, ToolSpec
@@ -61,10 +62,18 @@ class Behaviour:
     fail_status: int = 500
     retry_after: str | None = None
     """Header of a failure."""
+    piece: int = 1
+    """Tokens in each piece of an answer that is streamed."""
+    breaks_after: int | None = None
+    """Pieces after which the connection of a stream ends."""
 
 
 class _Role(msgspec.Struct):
     role: str
+
+
+class _StreamOptions(msgspec.Struct):
+    include_usage: bool = False
 
 
 class _Asked(msgspec.Struct):
@@ -77,6 +86,7 @@ class _Asked(msgspec.Struct):
     logprobs: bool | int | None = None
     return_token_ids: bool | None = None
     stream: bool = False
+    stream_options: _StreamOptions | None = None
 
 
 class _Refusal(Exception):
@@ -95,6 +105,8 @@ class ScriptedEndpoint:
         self.behaviour = behaviour or Behaviour()
         self.requests = 0
         """Completions asked for, failures included."""
+        self.left = asyncio.Event()
+        """Set once the client of a stream went away before its end."""
         self._template = template
         self._lines = encode_lines(template, lines)
         self._header = _header(template)
@@ -129,6 +141,8 @@ class ScriptedEndpoint:
     async def _serve(self, request: web.BaseRequest) -> web.StreamResponse:
         try:
             body = await self._answer(request)
+            if isinstance(body, list):
+                return await self._streamed(request, body)
         except _Refusal as refusal:
             error = {"message": str(refusal), "type": "scripted", "code": refusal.code or refusal.status}
             retry = self.behaviour.retry_after
@@ -137,7 +151,24 @@ class ScriptedEndpoint:
             return web.Response(body=body, status=refusal.status, headers=headers, content_type="application/json")
         return web.Response(body=body, content_type="application/json")
 
-    async def _answer(self, request: web.BaseRequest) -> bytes:
+    async def _streamed(self, request: web.BaseRequest, pieces: Sequence[bytes]) -> web.StreamResponse:
+        """Sends an answer piece by piece, evenly over its latency."""
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        seconds, clock = self._seconds(), asyncio.get_running_loop().time
+        began = clock()
+        try:
+            await response.prepare(request)
+            for number, piece in enumerate(pieces):
+                if number == self.behaviour.breaks_after and request.transport is not None:
+                    request.transport.abort()
+                await asyncio.sleep(began + seconds * (number + 1) / len(pieces) - clock())
+                await response.write(piece)
+            await response.write_eof()
+        except ConnectionError:
+            self.left.set()
+        return response
+
+    async def _answer(self, request: web.BaseRequest) -> bytes | list[bytes]:
         key = self.behaviour.api_key
         if key is not None and request.headers.get("Authorization") != f"Bearer {key}":
             raise _Refusal(401, f"Incorrect API key provided: {request.headers.get('Authorization')}")
@@ -155,15 +186,21 @@ class ScriptedEndpoint:
             asked = self._asked.decode(raw)
         except msgspec.MsgspecError as error:
             raise _Refusal(400, str(error)) from None
-        answer = self._complete(asked, raw, chat=request.path.endswith("/chat/completions"))
+        chat = request.path.endswith("/chat/completions")
+        answer, ids = self._complete(asked, raw, chat)
+        if asked.stream:
+            counts = asked.stream_options is not None and asked.stream_options.include_usage
+            return pieces(answer, ids, self._template, self.behaviour.piece, chat, counts)
         if self.behaviour.latency_seconds:
-            spread = self._random.lognormvariate(0.0, self.behaviour.latency_spread)
-            await asyncio.sleep(self.behaviour.latency_seconds * spread)
+            await asyncio.sleep(self._seconds())
         return answer
 
-    def _complete(self, asked: _Asked, raw: bytes, chat: bool) -> bytes:
-        if asked.stream:
-            raise _Refusal(400, "stream: this endpoint does not stream")
+    def _seconds(self) -> float:
+        """What the next completion takes."""
+        return self.behaviour.latency_seconds * self._random.lognormvariate(0.0, self.behaviour.latency_spread)
+
+    def _complete(self, asked: _Asked, raw: bytes, chat: bool) -> tuple[bytes, list[int]]:
+        """An answer and what was sampled for it."""
         if self.behaviour.strict and asked.return_token_ids is not None:
             raise _Refusal(400, "Unrecognized request argument supplied: return_token_ids")
         told = self.behaviour.token_ids
@@ -188,8 +225,9 @@ class ScriptedEndpoint:
         if wants_ids:
             ids = b'"prompt_token_ids":' + msgspec.json.encode(prompt) + b","
             # vLLM tells a prompt's ids beside the choices (chat) and inside them (completions).
-            return answer + ids + usage if chat else answer.replace(b'{"index":0', b"{" + ids + b'"index":0', 1) + usage
-        return answer + usage
+            beside = answer + ids if chat else answer.replace(b'{"index":0', b"{" + ids + b'"index":0', 1)
+            return beside + usage, line[:said]
+        return answer + usage, line[:said]
 
     def _prompt(self, asked: _Asked, raw: bytes, chat: bool, render: bool) -> list[int]:
         if not chat:

@@ -124,7 +124,11 @@ class ChatTemplate:
         kept = list(ids)
         while kept and kept[-1] in self.eos_ids:
             kept.pop()
-        return self._tokenizer.decode(kept, skip_special_tokens=False)
+        return self.decode_all(kept)
+
+    def decode_all(self, ids: Sequence[int]) -> str:
+        """The same with the end of turn."""
+        return self._tokenizer.decode(list(ids), skip_special_tokens=False)
 
     @cached_property
     def opens_with_reasoning(self) -> bool:

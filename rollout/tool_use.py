@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 
 from rollout.errors import BoundaryError, boundary
@@ -30,14 +30,21 @@ class ToolsUsed:
 
 
 async def use_tools(
-    session: Session, calls: Sequence[ToolCall], allowed: Sequence[str], seconds: float, cut: bool
+    session: Session,
+    calls: Sequence[ToolCall],
+    allowed: Sequence[str],
+    seconds: float,
+    cut: bool,
+    under_way: Container[str] = (),
 ) -> ToolsUsed:
-    """Runs all calls of a turn at once, each within `seconds`; none when the completion was `cut`."""
+    """Runs all calls of a turn at once, each within `seconds`; when the completion was `cut` none but those whose ids
+    are `under_way`."""
     snapshots: list[bytes] = []
     if len(calls) == 1:
-        answers = [await _use(session, calls[0], allowed, seconds, cut, snapshots)]
+        one_cut = cut and calls[0].id not in under_way
+        answers = [await _use(session, calls[0], allowed, seconds, one_cut, snapshots)]
     else:
-        running = [_use(session, call, allowed, seconds, cut, snapshots) for call in calls]
+        running = [_use(session, one, allowed, seconds, cut and one.id not in under_way, snapshots) for one in calls]
         answers = [_raised(answer) for answer in await asyncio.gather(*running, return_exceptions=True)]
     uses = tuple(ToolUse(call, _result(answer)) for call, answer in zip(calls, answers, strict=True))
     broken = next((answer for answer in answers if isinstance(answer, BoundaryError)), None)

@@ -74,8 +74,8 @@ class ApprovalEvent:
         """From what `event` gave. Raises Diverged for what it did not give."""
         detail: dict[str, Any] = {**event.detail, "tool": event.name, "wait_s": event.seconds}
         try:
-            told = Told(**detail.pop("told")) if detail.get("told") else None
-            found = ApprovalEvent(**{**detail, "told": told})
+            detail["told"] = Told(**detail["told"]) if detail.get("told") else None
+            found = ApprovalEvent(**detail)
         except TypeError as error:
             raise Diverged(f"what was decided cannot be read: {error}") from error
         if found.decision not in get_args(Word):

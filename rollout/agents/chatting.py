@@ -6,7 +6,7 @@ What the person says are messages like any others; what the agent does is an ord
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol, runtime_checkable
 
 from rollout.agents.replies import tool_messages
@@ -14,7 +14,8 @@ from rollout.conduct import Acted, Conduct, Ended, Ready, Said, Sample
 from rollout.errors import BoundaryError
 from rollout.family import Family
 from rollout.protocols import Ledger, Seeded
-from rollout.trajectory import Agent, Message, StopReason, ToolSpec, ToolUse, Turn
+from rollout.streaming import CallResult, HeardSession, Hears, SegmentDone, StreamEvent, TextDelta, both
+from rollout.trajectory import Agent, Message, Segment, StopReason, ToolSpec, Turn
 
 Hear = Callable[[Sequence[Turn]], Awaitable[str | None]]
 """What the person says next, given the turns so far; None when they have said all."""
@@ -38,12 +39,14 @@ class Chatting:
 
     inner: Conduct
     hear: Hear
-    told: Callable[[str, Sequence[ToolUse]], None]
-    """Hears what the agent says, and the calls that it has made."""
+    hears: Hears
+    """Is told what the agent says, calls and gets, as it happens."""
     waits: bool = False
     """What was said in an earlier chat still waits for its answer: the person is not asked first."""
     _silent: bool = False
     """The person has said nothing at all."""
+    _answered: set[str] = field(default_factory=set[str])
+    """Ids of the calls of the turn whose results were told."""
 
     @property
     def agent(self) -> Agent:
@@ -60,18 +63,27 @@ class Chatting:
         first = None if self.waits else await self._heard(())
         self._silent = first is None and not self.waits
         said = () if first is None else (first,)
-        return await self.inner.open(replace(seeded, messages=said), family)
+        told = HeardSession(seeded.session, self._tell)
+        return await self.inner.open(replace(seeded, messages=said, session=told), family)
 
     async def prepare(
         self, ledger: Ledger, said: Sequence[Message], turns: Sequence[Turn], sample: Sample
     ) -> Ready | StopReason:
         """See Conduct."""
-        return StopReason.DONE if self._silent else await self.inner.prepare(ledger, said, turns, sample)
+        if self._silent:
+            return StopReason.DONE
+        ready = await self.inner.prepare(ledger, said, turns, sample)
+        if isinstance(ready, StopReason):
+            return ready
+        self._answered.clear()
+        return replace(ready, hears=self._tell if ready.hears is None else both(ready.hears, self._tell))
 
     async def act(self, said: Said, turns: Sequence[Turn], seconds: float, cut: bool) -> Acted:
         """See Conduct. Where the agent has answered, the person goes on, or that was all."""
         step = await self.inner.act(said, turns, seconds, cut)
-        self.told(turns[-1].text, step.uses)
+        for use in step.uses:
+            if use.call.id not in self._answered:  # it was not made, or by another than the session
+                self._tell(CallResult(use))
         if step.stop is not StopReason.DONE or step.broken is not None:
             return step
         answer = await self._heard((*turns[:-1], replace(turns[-1], tool_uses=step.uses)))
@@ -79,6 +91,11 @@ class Chatting:
             return step
         results = tool_messages(step.uses) if step.uses and not step.said else ()
         return replace(step, stop=None, said=(*results, *step.said, answer))
+
+    def _tell(self, event: StreamEvent) -> None:
+        if isinstance(event, CallResult):
+            self._answered.add(event.use.call.id)
+        self.hears(event)
 
     async def end(self, stop: StopReason, failed: BoundaryError | None) -> Ended:
         """See Conduct."""
@@ -91,5 +108,6 @@ class Chatting:
             admitted = await self.inner.admitted(said, len(turns)) if isinstance(self.inner, Admits) else said
             if not isinstance(admitted, str):
                 return admitted
-            self.told(admitted, ())
+            self.hears(TextDelta(0, admitted))
+            self.hears(SegmentDone(0, Segment("content", admitted)))
         return None

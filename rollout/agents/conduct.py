@@ -23,7 +23,7 @@ from rollout.agents.approval import About, ApprovalEvent, Ruled
 from rollout.agents.child_runs import ChildRuns
 from rollout.agents.children import Place
 from rollout.agents.context import Plan, compacted, due, leading_system
-from rollout.agents.guardrails import Block, Guarded, Retry
+from rollout.agents.guardrails import Block, Guarded, Pass, Retry
 from rollout.agents.handoffs import Handoffs, Taken, conversation
 from rollout.agents.hooks import Rewritten, compared
 from rollout.agents.model_settings import FINAL_BODY, FINAL_MESSAGE, final_uses, next_call
@@ -33,12 +33,15 @@ from rollout.agents.pricing import Usage, spent
 from rollout.agents.replies import tool_messages
 from rollout.agents.role import Role, last_said, open_role
 from rollout.agents.structured import Reading
-from rollout.agents.tool_rules import Ruling, out_of_retries, unruled
+from rollout.agents.tool_rules import PLAIN, Ruling, out_of_retries, unruled
 from rollout.conduct import Acted, Conduct, Ended, Ready, Said, Sample, Then, acted
+from rollout.early import EarlySession
 from rollout.errors import BoundaryError, boundary, describe
 from rollout.family import Family
 from rollout.parking import Parking
 from rollout.protocols import Ledger, Seeded
+from rollout.streaming import Hears, both
+from rollout.tool_use import refusal
 from rollout.trajectory import (
     Agent,
     Event,
@@ -94,6 +97,8 @@ class AgentConduct:
     _untrained: set[int] = field(default_factory=set[int])
     _usd: float | None = 0.0
     """What approvers that are models cost; None where one's cost is not known."""
+    _early: EarlySession | None = None
+    """Where calls begin while the policy still samples."""
 
     @property
     def agent(self) -> Agent:
@@ -107,7 +112,7 @@ class AgentConduct:
 
     async def open(self, seeded: Seeded, family: Family) -> tuple[Message, ...]:
         """See Conduct. Asks the guardrails on the input."""
-        self._seeded = seeded
+        self._seeded = seeded = self._begins_early(seeded)
         self._runs = ChildRuns(family, seeded, conduct_of, self.parts.budget, Place(len(self.lease.path)))
         if self.parts.team is not None:
             self._handoffs = Handoffs(self.parts.team.max_handoffs, self.parts.team.follow)
@@ -129,21 +134,36 @@ class AgentConduct:
             ledger.extend([*said, *more], self.tools)
         if (stop := await self._shorten(ledger, turns, sample)) is not None:
             return stop
-        return Ready(self._extras(), more)
+        return Ready(self._extras(), more, self._hears(len(turns)))
 
     async def act(self, said: Said, turns: Sequence[Turn], seconds: float, cut: bool) -> Acted:
         """See Conduct."""
+        telling = self._role.telling
+        step = await self._acted(said, turns, seconds, cut)
+        if telling is not None:
+            for use in step.uses:
+                telling.result(use)
+        return step
+
+    async def _acted(self, said: Said, turns: Sequence[Turn], seconds: float, cut: bool) -> Acted:
         role, number, calls = self._role, len(turns) - 1, said.calls
         message = said.recorded.message
         self._calls += 1
         self._view.append(message)
+        if role.telling is not None:
+            if calls:  # what is said beside calls nobody judges
+                role.telling.release()
+            await role.telling.settle()
         self._text = turns[-1].text
         if not role.parts.trainable:
             self._untrained.add(number)
         if role.parts.hooks is not None:
             await role.parts.hooks.observe("after_llm_call", self._calls, message)
         if cut:
-            return acted(await role.box.use(self._open.session, calls, role.allowed, seconds, cut), said.implied)
+            under_way = self._early.under_way(calls) if self._early is not None else ()
+            rulings = [refusal(call, role.allowed, call.id not in under_way) or call for call in calls]
+            used = await role.box.use(self._open.session, calls, role.allowed, seconds, cut, rulings)
+            return acted(used, said.implied)
         if role.parsing is not None and (reading := role.parsing.read(number, self._text, calls)) is not None:
             return self._next(await self._formed(reading, number))
         if not calls:
@@ -159,7 +179,11 @@ class AgentConduct:
     async def end(self, stop: StopReason, failed: BoundaryError | None) -> Ended:
         """See Conduct. Raises BoundaryError when a hook breaks that is to fail the episode."""
         roles, self._roles = self._roles, self._roles[-1:]
+        tellings = [role.telling for role in roles if role.telling is not None]
         try:
+            if failed is None and stop is not StopReason.FAILED:
+                for telling in tellings:
+                    await telling.settle()
             if roles and (hooks := roles[-1].parts.hooks) is not None:
                 if failed is not None:
                     await hooks.observe("on_error", failed.failure)
@@ -167,6 +191,10 @@ class AgentConduct:
                     await hooks.observe("on_complete", self._text if self._answer is None else self._answer)
                 await hooks.observe("on_stop", stop.value)
         finally:
+            for telling in tellings:
+                await telling.stop()
+            if self._early is not None:
+                self._events += await self._early.settle()
             for closed in await asyncio.gather(*(role.box.close() for role in roles), return_exceptions=True):
                 if closed is not None:  # what is not closed must not cost the episode
                     log.warning("tools of %s were not closed: %s", self.agent.name, describe(closed))
@@ -239,6 +267,26 @@ class AgentConduct:
         self._segments += 1
         self._anew = None
 
+    def _begins_early(self, seeded: Seeded) -> Seeded:
+        """The session as the agent's calls go to it."""
+        parts, most = self.parts, self.parts.early
+        if most is None:
+            return seeded
+        chosen = parts.agent.tools
+        names = [spec.name for spec in seeded.tools if chosen is None or spec.name in chosen]
+        self._early = EarlySession(seeded.session, lambda name: parts.rules.get(name, PLAIN).timeout or most, names)
+        return replace(seeded, session=self._early)
+
+    def _hears(self, turn: int) -> Hears | None:
+        """Who listens to the next model call."""
+        telling = self._role.telling
+        if telling is not None:
+            telling.instead(None)  # what nobody has judged by now nobody will
+        early = self._early.listens(turn) if self._early is not None and not self._final else None
+        if telling is None or early is None:
+            return early if telling is None else telling.hear
+        return both(early, telling.hear)
+
     def _extras(self) -> Extras:
         role, settings = self._role, self._role.parts.settings
         if role.parsing is None and not self._final:
@@ -285,6 +333,7 @@ class AgentConduct:
     async def _judged(self, text: str, value: Json, stop: StopReason, number: int) -> Acted:
         """What the guardrails make of an answer: `value`, where it is not simply the turn's text."""
         guarded = await self._check("output", text, number)
+        self._tell_judged(guarded, text)
         match guarded.verdict if guarded is not None else None:
             case Block(reason):
                 self._answer = reason
@@ -295,6 +344,17 @@ class AgentConduct:
                 changed = guarded is not None and guarded.value != text
                 self._answer = guarded.value if guarded is not None and changed else value
                 return Acted(stop=stop)
+
+    def _tell_judged(self, guarded: Guarded | None, text: str) -> None:
+        """Who listens is told what was held back until now, as far as guardrails let it pass."""
+        if (telling := self._role.telling) is None or guarded is None:
+            return
+        if not isinstance(guarded.verdict, Pass):
+            telling.instead(None)
+        elif guarded.value != text:
+            telling.instead(str(guarded.value))
+        else:
+            telling.release()
 
     async def _use(self, said: Said, turns: Sequence[Turn], seconds: float) -> Acted:
         """Makes a turn's calls, as far as nobody objects."""

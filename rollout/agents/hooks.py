@@ -23,7 +23,9 @@ from rollout.trajectory import Agent, Message
 
 log = logging.getLogger(__name__)
 
-Observer = Literal["after_llm_call", "on_tool_call", "on_tool_result", "on_complete", "on_error", "on_stop"]
+Observer = Literal[
+    "after_llm_call", "on_token", "on_event", "on_tool_call", "on_tool_result", "on_complete", "on_error", "on_stop"
+]
 
 
 class HooksConfig(Section):
@@ -33,6 +35,10 @@ class HooksConfig(Section):
     """(agent, iteration, messages) -> the messages the model is shown; iterations count from 1."""
     after_llm_call: str | None = None
     """(agent, iteration, response), before the tools of the response are used."""
+    on_token: str | None = None
+    """(agent, text), as it is sampled: what the agent says, without reasoning and calls."""
+    on_event: str | None = None
+    """(agent, event), as it happens: one of the events of `rollout.streaming`."""
     should_interrupt: str | None = None
     """(tool_name, arguments) -> whether a person is asked before the call is made."""
     on_tool_call: str | None = None
@@ -49,10 +55,13 @@ class HooksConfig(Section):
     """What an observer that breaks costs: a line in the log, or the episode, which is then tried again."""
     timeout: PositiveFloat = 30.0
     """Seconds each may take."""
+    guarded: Literal["hold", "passthrough"] = "hold"
+    """Text that guardrails on the output are to judge is told to `on_token` and `on_event` when they have, or at once.
+    """
 
     def named(self) -> dict[str, str]:
         """The references that are given, by hook."""
-        given = self.model_dump(exclude={"on_hook_error", "timeout"}, exclude_none=True)
+        given = self.model_dump(exclude={"on_hook_error", "timeout", "guarded"}, exclude_none=True)
         return cast(dict[str, str], given)
 
 
@@ -64,12 +73,21 @@ class Hooks:
     functions: Mapping[str, Callable[..., Any]]
     on_error: Literal["log", "fail"] = "log"
     seconds: float = 30.0
+    holds: bool = True
+    """Text that guardrails are to judge is told when they have."""
 
     @staticmethod
     def of(config: HooksConfig, agent: Agent, key: str = "agent.hooks") -> Hooks | None:
         """With their functions loaded; None when there are none. Raises UserError as `load_function` does."""
         functions = {name: load_function(reference, f"{key}.{name}") for name, reference in config.named().items()}
-        return Hooks(agent, functions, config.on_hook_error, config.timeout) if functions else None
+        if not functions:
+            return None
+        return Hooks(agent, functions, config.on_hook_error, config.timeout, config.guarded == "hold")
+
+    @property
+    def listens(self) -> bool:
+        """Whether model calls are listened to."""
+        return "on_token" in self.functions or "on_event" in self.functions
 
     @property
     def should_interrupt(self) -> Callable[..., Any] | None:

@@ -11,6 +11,7 @@ from typing import Any, cast
 
 from rollout.agents.approval import Approvals
 from rollout.agents.approval_queue import ApprovalQueue
+from rollout.agents.approval_section import ApprovalConfig
 from rollout.agents.aside import Asks
 from rollout.agents.child_runs import tool_names
 from rollout.agents.children import ChildrenConfig
@@ -93,11 +94,13 @@ class Around:
     """What approvers that are models ask."""
     parking: Parking = field(default_factory=Parking)
     """Where episodes wait for people."""
+    tool_seconds: float = 60.0
+    """What a tool may take that has no limit of its own."""
 
 
 def is_plain(config: AgentConfig) -> bool:
     """Whether the agent has instructions and the resource's tools, and nothing else: `rollout.conduct.plain` then."""
-    same = {"name", "tools", "instructions", "retry"}  # retries are the policy's
+    same = {"name", "tools", "instructions", "retry", "streaming_tools"}  # retries are the policy's
     if config.on_max_iterations == "stop":
         same.add("max_iterations")  # which is in the limits of the episode
     told = config.model_dump(exclude=same) != AgentConfig().model_dump(exclude=same)
@@ -128,9 +131,13 @@ async def load_agent(config: AgentConfig, around: Around) -> Loaded:
     """The agent that section `agent` describes. Raises UserError, one line that begins with the key, for what cannot
     be used."""
     found = _Found(config.children)
+    if config.streaming_tools:
+        _check_early(config)
     parts = await _member(config, config.name, around, "agent", found)
+    early = around.tool_seconds if config.streaming_tools else None
     sessions = None if config.sessions is None else await open_sessions(config.sessions, config.name)
-    return Loaded(replace(parts, budget=around.budget), found.memories, found.servers, sessions, around.parking)
+    parts = replace(parts, budget=around.budget, early=early)
+    return Loaded(parts, found.memories, found.servers, sessions, around.parking)
 
 
 def _price(budget: Budget, turn: Turn, prompt: int | None) -> float | None:
@@ -200,6 +207,26 @@ def _variables(settings: ModelSettings, around: Around, key: str, found: _Found)
         told = f"{min(own)}: prompts of all agents are rendered alike; expected it in agent.api_kwargs alone"
         raise UserError(f"{key}: {told}")
     return found.variables
+
+
+def _check_early(config: AgentConfig) -> None:
+    """Raises UserError for what has a word in a call before it is made, or needs to know what comes behind it."""
+    own = [tool for tool in config.tools or () if isinstance(tool, ToolConfig)]
+    against = {
+        "sub_agents": bool(config.sub_agents),
+        "approval": config.approval != ApprovalConfig(),
+        "hooks.should_interrupt": config.hooks.should_interrupt is not None,
+        "hooks.on_tool_call": config.hooks.on_tool_call is not None,
+        "guardrails": any(guardrail.at == "tool_input" for guardrail in config.guardrails),
+        "sessions": config.sessions is not None,
+        "pipeline": config.pipeline is not None,
+        "output_schema": config.output_schema is not None,
+        "parallel_tools": not config.parallel_tools,
+        "max_tool_concurrency": config.max_tool_concurrency > 0,
+        "tools": any(tool.return_direct or tool.sequential for tool in own),
+    }
+    if found := next((name for name, there in against.items() if there), None):
+        raise UserError(f"agent.streaming_tools: no call can begin early beside agent.{found}; expected one of the two")
 
 
 async def _team(config: MemberConfig, around: Around, key: str, found: _Found) -> Team | None:

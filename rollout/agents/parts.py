@@ -60,6 +60,8 @@ class Parts:
     functions: FunctionTools | None = None
     rules: Mapping[str, ToolRule] = field(default_factory=dict[str, ToolRule])
     parallel: bool = True
+    early: float | None = None
+    """Calls begin while the policy still samples, each for so many seconds at most; None makes them behind it."""
     max_concurrency: int = 0
     max_output: int = 0
     hooks: Hooks | None = None

@@ -30,6 +30,7 @@ from rollout.errors import RolloutError, Unavailable, describe
 from rollout.openai_wire import retry_after
 from rollout.protocols import Policy
 from rollout.sections import Section
+from rollout.streaming import Delta, Heard, sampled
 from rollout.trajectory import Attempt, Completion, Prompt
 
 JITTER = 0.25
@@ -125,6 +126,18 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 
 @dataclass(slots=True)
+class _Ears:
+    """Hears, and knows whether it has heard anything."""
+
+    heard: Heard
+    opened: bool = False
+
+    def __call__(self, delta: Delta) -> None:
+        self.opened = True
+        self.heard(delta)
+
+
+@dataclass(slots=True)
 class RetryingPolicy:
     """A policy that is asked again, each time with a permit of its own.
 
@@ -143,6 +156,14 @@ class RetryingPolicy:
 
     async def complete(self, prompt: Prompt) -> Completion:
         """Samples one completion. Raises what the last attempt raised, and what the limiter raises."""
+        return await self._sampled(prompt, None)
+
+    async def stream(self, prompt: Prompt, heard: Heard) -> Completion:
+        """See StreamingPolicy. An attempt of which something was heard is the last one."""
+        return await self._sampled(prompt, heard)
+
+    async def _sampled(self, prompt: Prompt, heard: Heard | None) -> Completion:
+        ears = None if heard is None else _Ears(heard)
         ends = self.clock() + prompt.seconds
         queued = 0.0
         failed: tuple[Attempt, ...] = ()
@@ -150,9 +171,10 @@ class RetryingPolicy:
             permit = await self._permit(prompt, ends - self.clock())
             queued += permit.waited
             try:
-                completion = await self._attempt(prompt, permit, ends - self.clock())
+                completion = await self._attempt(prompt, permit, ends - self.clock(), ears)
             except Exception as error:  # raised again, unless its type or status say that it may pass
-                delay = self._delay(error, number, ends - self.clock())
+                last = ears is not None and ears.opened
+                delay = None if last else self._delay(error, number, ends - self.clock())
                 failed = (*failed, Attempt(number, describe(error), status_of(error), delay))
                 self._tell(failed[-1])
                 if delay is None:
@@ -170,12 +192,12 @@ class RetryingPolicy:
             return Permit("")
         return await self.limiter.acquire(self.model, most_tokens(prompt), left)
 
-    async def _attempt(self, prompt: Prompt, permit: Permit, left: float) -> Completion:
+    async def _attempt(self, prompt: Prompt, permit: Permit, left: float, heard: Heard | None) -> Completion:
         seconds = max(0.0, left if self.config.attempt_timeout is None else min(left, self.config.attempt_timeout))
         bound, taken = deadline(seconds), None
         try:
             async with bound:
-                completion = await self.policy.complete(replace(prompt, seconds=seconds))
+                completion = await sampled(self.policy, replace(prompt, seconds=seconds), heard)
             taken = tokens_taken(prompt, completion)
             return completion
         except TimeoutError as error:

@@ -13,6 +13,7 @@ from rollout.agents.instructions import Facts, SystemPrompt
 from rollout.agents.open_session import at_hand
 from rollout.agents.parts import Parts
 from rollout.agents.structured import Parsing
+from rollout.agents.telling import Telling
 from rollout.agents.toolbox import ToolBox
 from rollout.agents.toolset import ToolSet
 from rollout.errors import boundary
@@ -39,6 +40,8 @@ class Role:
     instructions: str
     """As they were made for this episode."""
     parsing: Parsing | None = None
+    telling: Telling | None = None
+    """Its hooks that listen."""
 
     @property
     def tools(self) -> tuple[ToolSpec, ...]:
@@ -87,6 +90,8 @@ async def _open(
         rules = runs.rules(agents, rules)
         sets += agents
     gates = CallGates(parts.guardrails, parts.hooks)
+    guarded = parts.guardrails is not None and parts.guardrails.on("output")
+    telling = Telling.of(parts.hooks, guarded)
     box = ToolBox(
         tuple(sets),
         rules,
@@ -94,6 +99,7 @@ async def _open(
         max_concurrency=parts.max_concurrency,
         max_output=parts.max_output,
         around=gates,
+        told=telling.result if telling is not None else None,
     )
     chosen = parts.agent.tools
     own = box.specs([spec for spec in seeded.tools if chosen is None or spec.name in chosen])
@@ -113,7 +119,7 @@ async def _open(
     if memory is not None:
         opening = memory.opening(opening, recalled)
     split = 1 if opening and opening[0]["role"] == "system" else 0
-    return Role(parts, box, gates, tools, opening[:split], opening[split:], said, parsing)
+    return Role(parts, box, gates, tools, opening[:split], opening[split:], said, parsing, telling)
 
 
 def last_said(messages: Sequence[Message]) -> str:

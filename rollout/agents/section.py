@@ -92,6 +92,8 @@ class AgentConfig(MemberConfig):
     """Where conversations are kept that chats go on in and tasks begin with; nowhere when not given."""
     children: ChildrenConfig = ChildrenConfig()
     """What the runs may do that agents begin."""
+    streaming_tools: bool = False
+    """A call begins as soon as it is whole, while the policy still samples what comes behind it."""
 
     def value(self, sampling: Sampling) -> Agent:
         """What of it a plain agent is."""

@@ -67,6 +67,8 @@ class ToolBox:
     max_output: int = 0
     """Characters of a result that the policy reads, where the tool's rule says nothing; 0 is all."""
     around: Around | None = None
+    told: Callable[[ToolUse], None] | None = None
+    """Is told of every result as soon as it is there, as the tool gave it."""
     clock: Callable[[], float] = time.monotonic
 
     def specs(self, resource: Sequence[ToolSpec]) -> tuple[ToolSpec, ...]:
@@ -240,6 +242,8 @@ class _Batch:
         except BoundaryError as error:
             result, self.broken[place] = ToolResult("", error=str(error)), error
         self.results[place], self.outputs[place] = result, result.content
+        if self.box.told is not None:
+            self.box.told(ToolUse(call, result))
 
     async def _called(self, call: ToolCall, seconds: float) -> ToolResult:
         for one in self.box.sets:

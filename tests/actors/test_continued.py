@@ -31,7 +31,7 @@ class Asked(ScriptedEndpoint):
         super().__init__(load_template(BUNDLED), lines, Behaviour(latency_seconds=0.5))
         self.turns = Counter[tuple[int, int]]()
 
-    def _complete(self, asked: Any, raw: bytes, chat: bool) -> bytes:
+    def _complete(self, asked: Any, raw: bytes, chat: bool) -> tuple[bytes, list[int]]:
         messages = json.loads(raw)["messages"]
         roles = [message["role"] for message in messages]
         task = int(messages[roles.index("user")]["content"].split()[1])

@@ -14,7 +14,7 @@ import ray
 from ray import cloudpickle, serve
 
 from actors.courier import Courier
-from actors.engine import Engine, GenerateReply, GenerateRequest, ScriptedEngine, pack_ids, unpack_ids
+from actors.engine import Engine, GenerateReply, GenerateRequest, ScriptedEngine, Told, pack_ids, unpack_ids
 from actors.model import ModelReplica, deploy, engine_factory, undeploy
 from rollout.config import JobConfig, validate
 from rollout.errors import RolloutError, Unavailable, UserError
@@ -36,14 +36,14 @@ class Gauge(ScriptedEngine):
         super().__init__(LINES, 0.05, 0.0, 0)
         self._now = self._most = self.asked = 0
 
-    async def generate(self, request: GenerateRequest) -> GenerateReply:
+    async def generate(self, request: GenerateRequest, told: Told | None = None) -> GenerateReply:
         self.asked += 1
         self._now += 1
         self._most = max(self._most, self._now)
         try:
             if request.turn == FOR_EVER:
                 await asyncio.Event().wait()
-            reply = await super().generate(request)
+            reply = await super().generate(request, told)
         finally:
             self._now -= 1
         return GenerateReply(reply.ids, reply.logprobs, reply.finish_reason, reply.versions, 2, self._most)

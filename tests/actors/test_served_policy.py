@@ -18,7 +18,7 @@ import pytest
 import ray
 from ray import cloudpickle, serve
 
-from actors.engine import EngineFactory, GenerateReply, GenerateRequest, ScriptedEngine
+from actors.engine import EngineFactory, GenerateReply, GenerateRequest, ScriptedEngine, Told
 from actors.model import deploy, undeploy
 from actors.served_policy import BACKOFF_SECONDS, ServedPolicy, slot_of
 from rollout.config import validate
@@ -37,10 +37,10 @@ REFUSED = 99
 class Traced(ScriptedEngine):
     """Tells its process in `cached_tokens`."""
 
-    async def generate(self, request: GenerateRequest) -> GenerateReply:
+    async def generate(self, request: GenerateRequest, told: Told | None = None) -> GenerateReply:
         if request.turn == REFUSED:
             raise Unavailable("not now")
-        reply = await super().generate(request)
+        reply = await super().generate(request, told)
         return GenerateReply(reply.ids, reply.logprobs, reply.finish_reason, reply.versions, 3, os.getpid())
 
 
@@ -52,13 +52,13 @@ class Mortal(Traced):
         self._sign = sign
         self._dead = False
 
-    async def generate(self, request: GenerateRequest) -> GenerateReply:
+    async def generate(self, request: GenerateRequest, told: Told | None = None) -> GenerateReply:
         if request.session_id and not self._sign.exists():
             self._sign.touch()
             self._dead = True
         if self._dead:
             raise RuntimeError("the engine's process is gone")
-        return await super().generate(request)
+        return await super().generate(request, told)
 
     async def check_health(self) -> None:
         if self._dead:

@@ -124,6 +124,21 @@ class TestGenerating:
         assert drawn[0].ids == drawn[1].ids
         assert drawn[0].ids != drawn[2].ids
 
+    @pytest.mark.parametrize("sampling", [GREEDY, Sampling(temperature=1.5, seed=3), Sampling(0.0, stop=("+",))])
+    @pytest.mark.parametrize("most", [64, 5])
+    async def test_a_completion_that_is_told_as_it_comes_is_the_one_that_comes_whole(
+        self, engine: VllmEngine, sampling: Sampling, most: int
+    ) -> None:
+        told: list[list[int]] = []
+        whole = await engine.generate(request(asked(), sampling, most))
+        streamed = await engine.generate(request(asked(), sampling, most), lambda ids: told.append(list(ids)))
+        assert [number for piece in told for number in piece] == list(unpack_ids(whole.ids))
+        assert streamed.ids == whole.ids
+        assert logprobs(streamed) == pytest.approx(logprobs(whole), abs=1e-3)
+        kept = ("finish_reason", "versions", "prompt_tokens")
+        assert [getattr(streamed, name) for name in kept] == [getattr(whole, name) for name in kept]
+        assert len(told) > 1 or len(told[0]) == 1
+
     async def test_the_next_turn_finds_its_prefix_cached(self, engine: VllmEngine) -> None:
         first = asked("Compute 31 * 17 - 4 and tell me every step that you take on the way there.")
         reply = await engine.generate(request(first))

@@ -21,7 +21,8 @@ from rollout.agents.section import AgentConfig
 from rollout.agents.stored_sessions import StoredSessions, open_sessions
 from rollout.episode import run_episode
 from rollout.errors import UserError
-from rollout.trajectory import FailureKind, Sampling, StopReason, ToolUse, Trajectory, Turn
+from rollout.streaming import SegmentDone, StreamEvent
+from rollout.trajectory import FailureKind, Sampling, StopReason, Trajectory, Turn
 
 OWN = '''
 import os, signal
@@ -48,8 +49,9 @@ class Person:
     async def say(self, turns: Sequence[Turn]) -> str | None:
         return self._lines.pop(0) if self._lines else None
 
-    def hear(self, text: str, uses: Sequence[ToolUse]) -> None:
-        self.heard.append(text)
+    def hear(self, event: StreamEvent) -> None:
+        if isinstance(event, SegmentDone) and event.segment.kind == "content":
+            self.heard.append(event.segment.text)
 
 
 async def kept_at(folder: Path, kind: str = "sqlite") -> StoredSessions:
