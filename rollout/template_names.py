@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from jinja2 import Environment, meta, nodes
 
 _ASKS = frozenset(("defined", "undefined", "default", "d"))
@@ -18,4 +20,5 @@ def names_read(environment: Environment, source: str) -> frozenset[str]:
     names, tests = tree.find_all(nodes.Name), tree.find_all((nodes.Test, nodes.Filter))
     own = {name.name for name in names if name.ctx == "store"}
     asked = {test.node.name for test in tests if test.name in _ASKS and isinstance(test.node, nodes.Name)}
-    return frozenset(meta.find_undeclared_variables(tree) - (own - asked) - environment.globals.keys())
+    everywhere: dict[str, Any] = environment.globals
+    return frozenset(meta.find_undeclared_variables(tree) - (own - asked) - everywhere.keys())
