@@ -67,15 +67,15 @@ class TestGenerating:
         validate(json.loads(TEMPLATE.decode(ids)), FORM)
 
     async def test_logprobs_are_of_what_the_grammar_left(self, engine: VllmEngine) -> None:
-        """A token that alone is allowed has logprob 0, whatever the policy's own distribution says of it."""
+        """What is shared among fewer tokens is more for each: no token is less likely than without the grammar."""
         sampling = Sampling(1.0, seed=1)
         reply = await engine.generate(request(sampling, Extras(grammar={"json": FORM})))
         logprobs = array("f", reply.logprobs)
         assert len(logprobs) == len(unpack_ids(reply.ids))
         assert all(value <= 0 for value in logprobs)
-        assert logprobs[0] == pytest.approx(0.0, abs=1e-5), "an object can only begin with its brace"
         (scored,) = plan([as_row(reply, sampling, False)], ["default"]).by_version["default"]
         (own,) = ForwardPass(BUNDLED, "bfloat16", "cpu").logprobs([scored])
+        assert (scored.recorded - own).min() > -0.5, "which is what bfloat16 may be off by for unlikely tokens"
         found = compare(scored.recorded, own)
         assert found.mean_abs is not None and found.mean_abs > 0.1, "so verify must not compare them"
         skipping = plan([as_row(reply, sampling, True)], ["default"])
