@@ -9,6 +9,8 @@ from typing import Any
 
 from rollout.agents.approval_queue import Request
 from rollout.agents.guardrails import Block, Modify, Pass, Retry, Verdict
+from rollout.agents.open_session import at_hand
+from rollout.streaming import CallComplete, StreamEvent
 from rollout.trajectory import Agent, Message
 
 log = logging.getLogger("examples")
@@ -25,6 +27,19 @@ def look_up(topic: str) -> str:
         topic: What to look for.
     """
     return f"{topic}: see the handbook, where this is told at length. " * 5
+
+
+def jot(text: str) -> str:
+    """Keep a note for the whole session.
+
+    Args:
+        text: What to note.
+    """
+    session = at_hand()
+    assert session is not None, "the job keeps sessions"
+    notes = [*session.state.get("notes", ()), text]
+    session.state["notes"] = notes
+    return f"{len(notes)} noted"
 
 
 def hand_in(answer: str) -> str:
@@ -85,6 +100,20 @@ def with_unit(text: str, tool: str) -> Verdict:
 def a_sentence(text: str) -> Verdict:
     """On the answer."""
     return Pass() if text.endswith(".") else Retry("Answer with a whole sentence.")
+
+
+# -- listening
+
+
+async def hear(agent: Agent, text: str) -> None:
+    """Is told what the agent says, token by token."""
+    log.info("%s says %r", agent.name, text)
+
+
+async def watch(agent: Agent, event: StreamEvent) -> None:
+    """Is told of every call when it is whole, while others may still be written."""
+    if isinstance(event, CallComplete):
+        log.info("%s calls %s, still sampling: %s", agent.name, event.call.name, event.sampling)
 
 
 # -- approval

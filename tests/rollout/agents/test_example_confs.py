@@ -49,8 +49,11 @@ HAPPENED = {
         (1, "guardrail", "with unit"),
         (2, "guardrail", "a sentence"),
     ],
+    "children": [(0, "child", "adder"), (0, "child", "checker")],
     "handoffs": [(0, "handoff", "adder"), (2, "handoff", "clerk")],
     "hooks": [(2, "hook", "before_llm_call")],
+    "pipeline": [(0, "child", "adder"), (0, "child", "clerk")],
+    "sessions": [(0, "session", "run-0-0.1"), (1, "state", "notes")],
     "structured": [(1, "parse_error", "output")],
 }
 """What is more than letting pass: turn, kind and name."""
