@@ -52,6 +52,8 @@ class LocalLimiter:
         self._clock = clock
         self._starts: dict[str, asyncio.Future[None]] = {}
         self._timer: asyncio.TimerHandle | None = None
+        self._next = math.inf
+        """When the timer looks, by the clock."""
 
     async def acquire(self, model: str, tokens: int, seconds: float) -> Permit:
         """See Limiter."""
@@ -87,11 +89,17 @@ class LocalLimiter:
         for ticket in self._rates.due(now):
             if (start := self._starts.get(ticket)) is not None and not start.done():
                 start.set_result(None)
+        at = self._rates.next_at(now)
+        if at >= self._next:  # it looks before that
+            return
         if self._timer is not None:
             self._timer.cancel()
-        after = self._rates.next_at(now) - now
-        loop = asyncio.get_running_loop()
-        self._timer = loop.call_later(max(0.0, after), self._look) if after < math.inf else None
+        self._next = at
+        self._timer = asyncio.get_running_loop().call_later(max(0.0, at - now), self._look_again)
+
+    def _look_again(self) -> None:
+        self._timer, self._next = None, math.inf
+        self._look()
 
 
 def most_tokens(prompt: Prompt) -> int:

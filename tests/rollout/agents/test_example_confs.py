@@ -53,7 +53,7 @@ HAPPENED = {
     "handoffs": [(0, "handoff", "adder"), (2, "handoff", "clerk")],
     "hooks": [(2, "hook", "before_llm_call")],
     "pipeline": [(0, "child", "adder"), (0, "child", "clerk")],
-    "sessions": [(0, "session", "run-0-0.1"), (1, "state", "notes")],
+    "sessions": [(0, "session", "EPISODE.1"), (1, "state", "notes")],
     "structured": [(1, "parse_error", "output")],
 }
 """What is more than letting pass: turn, kind and name."""
@@ -104,7 +104,8 @@ async def test_an_example_plays_as_it_says(name: str, tmp_path: Path) -> None:
 
 
 def kinds(played: Trajectory) -> list[tuple[int, str, str]]:
-    return [(event.turn, event.kind, event.name) for event in played.events]
+    own = played.lease.episode_id
+    return [(event.turn, event.kind, event.name.replace(own, "EPISODE")) for event in played.events]
 
 
 def results(played: Trajectory) -> list[str]:
