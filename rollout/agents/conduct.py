@@ -215,7 +215,7 @@ class AgentConduct:
 
     async def _hooked(self, turn: int) -> tuple[Message, ...]:
         """Lets `before_llm_call` see the view. What it adds to its end; a view that it rewrites begins anew."""
-        if (hooks := self._role.parts.hooks) is None:
+        if (hooks := self._role.parts.hooks) is None or not hooks.rewrites:
             return ()
         shown = await hooks.before_llm_call(self._calls + 1, self._view)
         change = compared(self._view, shown)

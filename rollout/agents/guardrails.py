@@ -13,12 +13,11 @@ a verdict blocks, unless it is told to let pass or to fail the episode.
 
 from __future__ import annotations
 
-import copy
 import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from pydantic import PositiveFloat
 
@@ -163,7 +162,7 @@ class Guardrails:
 async def _verdict(guardrail: Guardrail, value: Any, tool: str | None) -> Verdict:
     where = f"guardrail {guardrail.name}"
     try:
-        own = value if isinstance(value, str) else copy.deepcopy(value)
+        own = _own(value)
         given = (own,) if tool is None else (own, tool)
         answer = await asked(guardrail.check, given, guardrail.seconds, where)
         if (wrong := _wrong(answer, guardrail.on)) is not None:
@@ -173,6 +172,13 @@ async def _verdict(guardrail: Guardrail, value: Any, tool: str | None) -> Verdic
             raise
         return Pass() if guardrail.on_error == "pass" else Block(f"Guardrail error: {error.failure.message}")
     return answer
+
+
+def _own(value: Any) -> Any:
+    """A copy of what is JSON: a check that changes what it is given changes nobody else's."""
+    if isinstance(value, dict):
+        return {key: _own(entry) for key, entry in cast(dict[str, Any], value).items()}
+    return [_own(entry) for entry in cast(list[Any], value)] if isinstance(value, list) else value
 
 
 def _wrong(answer: Any, on: On) -> str | None:

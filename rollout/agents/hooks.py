@@ -94,6 +94,11 @@ class Hooks:
         """What says whether a call needs a person's approval."""
         return self.functions.get("should_interrupt")
 
+    @property
+    def rewrites(self) -> bool:
+        """Whether a hook has a word in what the model is shown."""
+        return "before_llm_call" in self.functions
+
     async def before_llm_call(self, iteration: int, messages: Sequence[Message]) -> list[Message]:
         """The messages that the model is to be shown; a hook that changes its list in place changes a copy.
 
