@@ -42,6 +42,8 @@ HOLD_SECONDS = 5.0
 SILENT_SECONDS = 30.0
 """A trip that is not back so long after its hold is lost; a client not seen for twice as long is forgotten."""
 
+NOTE_SECONDS = 0.02
+"""How long a letter whose answer nobody wants waits for others to travel with."""
 STREAM_SECONDS = 0.05
 """How long parts of answers are gathered: a trip through Serve costs 2 ms of CPU, however little it carries."""
 
@@ -110,6 +112,8 @@ class Mailbox:
         self._status = status
         self._forget_seconds = forget_seconds
         self._clients: dict[str, _Client] = {}
+        self._notes: set[asyncio.Task[None]] = set()
+        """Letters whose answers nobody wants, being read."""
         self._untold = False
         """True once `status` has raised: it is logged once, not every few milliseconds."""
 
@@ -125,7 +129,11 @@ class Mailbox:
         client.trips += 1
         client.seen = time.monotonic()
         client.wake.set()  # an earlier trip of this client need not be held any longer
-        new, cancelled = pickle.loads(letters)
+        new, cancelled, notes = pickle.loads(letters)
+        for payload in notes:
+            note = asyncio.create_task(self._read(payload))
+            self._notes.add(note)
+            note.add_done_callback(self._notes.discard)
         for number, payload in new:
             task = asyncio.create_task(self._answer(client, number, payload))
             client.running[number] = task
@@ -172,6 +180,12 @@ class Mailbox:
             except TimeoutError:
                 break
         client.parts_since = time.monotonic()
+
+    async def _read(self, payload: bytes) -> None:
+        try:
+            await self._handler(pickle.loads(payload))
+        except Exception:  # whoever sent it does not wait for anything
+            log.exception("a letter that wanted no answer")
 
     async def _answer(self, client: _Client, number: int, payload: bytes) -> None:
         try:
@@ -247,6 +261,9 @@ class Courier:
         self._numbers = itertools.count()
         self._outbox: list[tuple[int, bytes]] = []
         self._cancelled: list[int] = []
+        self._notes: list[bytes] = []
+        """Letters whose answers nobody wants."""
+        self._notes_due: asyncio.TimerHandle | None = None
         self._letters: dict[int, _Letter] = {}
         """Those whose answer is still to come."""
         self._out: set[int] = set()
@@ -278,8 +295,15 @@ class Courier:
             raise
 
     def tell(self, payload: Any) -> None:
-        """Sends a letter whose answer nobody wants: it may be lost."""
-        self._post(payload, _Letter(None))
+        """Sends a letter whose answer nobody wants: it may be lost. It travels with others where there are any soon."""
+        self._notes.append(pickle.dumps(payload, protocol=5))
+        if self._notes_due is None:
+            self._notes_due = asyncio.get_running_loop().call_later(NOTE_SECONDS, self._send_notes)
+
+    def _send_notes(self) -> None:
+        self._notes_due = None
+        if self._notes:
+            self._depart()
 
     @property
     def where(self) -> str:
@@ -322,7 +346,8 @@ class Courier:
         await asyncio.sleep(linger(len(self._letters)))
         self._lingering = False
         self._outbox = [entry for entry in self._outbox if entry[0] in self._letters]
-        if self._outbox or self._cancelled or (self._holding and not self._out):  # else all was withdrawn
+        unsent = self._outbox or self._cancelled or self._notes
+        if unsent or (self._holding and not self._out):  # else all was withdrawn
             await self._travel()
 
     @property
@@ -333,12 +358,13 @@ class Courier:
     async def _travel(self) -> None:
         letters, self._outbox = [entry for entry in self._outbox if entry[0] in self._letters], []
         cancelled, self._cancelled = self._cancelled, []
+        notes, self._notes = self._notes, []
         for number, _ in letters:
             self._letters[number].sent = True
         trip = next(self._numbers)
         self._out.add(trip)
         try:
-            blob = pickle.dumps((letters, cancelled), protocol=5)
+            blob = pickle.dumps((letters, cancelled, notes), protocol=5)
             async with asyncio.timeout(self._hold_seconds + self._silent_seconds):
                 answer = await self._exchange(self._name, blob, self._hold_seconds)
             epoch, finished, self._told = pickle.loads(answer)

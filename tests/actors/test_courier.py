@@ -444,3 +444,19 @@ async def test_a_status_that_raises_costs_no_letter(caplog: pytest.LogCaptureFix
     assert [record.message for record in caplog.records] == ["it cannot say how it is"], "once"
     known[0] = 1
     assert (await courier.ask(3), courier.take_status()) == (3, 1.0)
+
+
+async def test_letters_that_want_no_answer_travel_with_others_and_bring_nothing_home(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    office, wire, courier = line()
+    for number in range(100):
+        courier.tell(number)
+    assert await courier.ask("now") == "now"
+    assert sorted(office.begun, key=str) == sorted([*range(100), "now"], key=str)
+    trips = wire.trips
+    courier.tell(ToolError("not read"))
+    courier.tell("later")
+    await until(lambda: "later" in office.begun)
+    assert wire.trips <= trips + 2
+    assert "a letter that wanted no answer" in caplog.text
