@@ -53,9 +53,9 @@ Exchange = Callable[[str, bytes, float], Awaitable[bytes]]
 """(client, letters, hold seconds) -> answer: `Mailbox.exchange` behind some transport."""
 
 
-def linger(letters: int) -> float:
+def linger(letters: int, least: float = LEAST_LINGER) -> float:
     """Seconds to wait for company with so many letters under way."""
-    return min(MOST_LINGER, max(LEAST_LINGER, LINGER_EACH * letters))
+    return min(MOST_LINGER, max(least, LINGER_EACH * letters))
 
 
 HAND_OUT = 64
@@ -104,12 +104,14 @@ class Mailbox:
         handler: Callable[..., Awaitable[Any]],
         forget_seconds: float = HOLD_SECONDS + 2 * SILENT_SECONDS,
         status: Callable[[], Any] | None = None,
+        least_linger: float = LEAST_LINGER,
     ) -> None:
         """`handler` is called with a letter, and for one that is `Streamed` also with what takes parts of its answer.
         `status` tells how the actor is; every trip takes that home, once a trip and not once a letter. One that
         raises tells nothing."""
         self._handler = handler
         self._status = status
+        self._least_linger = least_linger
         self._forget_seconds = forget_seconds
         self._clients: dict[str, _Client] = {}
         self._notes: set[asyncio.Task[None]] = set()
@@ -167,7 +169,7 @@ class Mailbox:
         if client.finished and not client.answered:
             await self._gather_parts(client, trip)
         if client.finished and client.running:
-            await asyncio.sleep(linger(len(client.running)))
+            await asyncio.sleep(linger(len(client.running), self._least_linger))
 
     async def _gather_parts(self, client: _Client, trip: int) -> None:
         """Waits while there are only parts to bring home and the last ones have just left."""
@@ -251,12 +253,18 @@ class Courier:
     """The asking side: one for each pair of a process and a mailbox."""
 
     def __init__(
-        self, exchange: Exchange, where: str, hold_seconds: float = HOLD_SECONDS, silent_seconds: float = SILENT_SECONDS
+        self,
+        exchange: Exchange,
+        where: str,
+        hold_seconds: float = HOLD_SECONDS,
+        silent_seconds: float = SILENT_SECONDS,
+        least_linger: float = LEAST_LINGER,
     ) -> None:
         self._exchange = exchange
         self._where = where
         self._hold_seconds = hold_seconds
         self._silent_seconds = silent_seconds
+        self._least_linger = least_linger
         self._name = uuid4().hex
         self._numbers = itertools.count()
         self._outbox: list[tuple[int, bytes]] = []
@@ -343,7 +351,7 @@ class Courier:
         task.add_done_callback(self._tasks.discard)
 
     async def _linger(self) -> None:
-        await asyncio.sleep(linger(len(self._letters)))
+        await asyncio.sleep(linger(len(self._letters), self._least_linger))
         self._lingering = False
         self._outbox = [entry for entry in self._outbox if entry[0] in self._letters]
         unsent = self._outbox or self._cancelled or self._notes

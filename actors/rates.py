@@ -23,6 +23,9 @@ from rollout.agents.rates import Rate, Rates, limit_of
 from rollout.deadlines import deadline
 from rollout.errors import Unavailable, describe
 
+LINGER_SECONDS = 0.008
+"""What a question waits for company, and its answer: next to a model call it is nothing, and each trip costs as much as
+several turns."""
 PAUSE_SECONDS = 0.5
 """Before an actor that did not answer is asked again."""
 
@@ -48,7 +51,7 @@ class RateLimits:
 
     def __init__(self, limits: Mapping[str, Rate], full: bool = True) -> None:
         self._limiter = LocalLimiter(Rates(limits, time.monotonic(), full=full))
-        self._mailbox = Mailbox(self._take)
+        self._mailbox = Mailbox(self._take, least_linger=LINGER_SECONDS)
 
     async def exchange(self, client: str, letters: bytes, hold: float) -> bytes:
         """A trip of a client: see Mailbox."""
@@ -78,7 +81,7 @@ class SharedLimiter:
 
     def __init__(self, actor: Any, names: Iterable[str]) -> None:
         """`names` of the limits: the actor is not asked about models without one."""
-        self._courier = Courier(actor.exchange.remote, "rate limits")
+        self._courier = Courier(actor.exchange.remote, "rate limits", least_linger=LINGER_SECONDS)
         self._names = frozenset(names)
         self._me, self._asked = uuid4().hex, count()
 

@@ -154,7 +154,7 @@ def _setting(
         resource=job.names.resources[name],
         model=job.names.model,
         context=context_of(config),
-        # What hooks and memories did is not kept with a turn, so nobody could go on behind it.
+        # Nobody could go on behind turns that do not tell all that was done: see `Parts.goes_on`.
         restores=hosts.offer.restores if loaded is None or loaded.goes_on else None,
         vocabulary=vocabulary_of(config),
         conduct=_plain(config) if loaded is None else loaded.conduct,

@@ -3,7 +3,8 @@
     GET  /requests         {"requests": [...]}, the oldest first
     POST /requests/ID      {"answer": "approve" | text | {"decision": ...}, "by": "who"}
 
-200 when the answer counts, 400 for one that says nothing, 401 without the key, 409 where there is nothing to answer.
+200 when the answer counts, 400 for one that says nothing, 401 without the key, 403 for another host's name, 409 where
+there is nothing to answer.
 Whoever may reach the port may approve: beyond this machine it takes a key. A browser that was led here by another page
 may not, as it can neither send JSON to another origin unasked nor say that it came for this host.
 """

@@ -94,7 +94,7 @@ class ChildRuns:
         if why is not None:
             raise NoAnswer(why, StopReason.MAX_TURNS)
         limits = self._limits()
-        self.place, _ = self.place.begun()
+        self.place = self.place.begun()
         budgeted = replace(parts, budget=self.budget)
 
         def conduct(agent: Agent, lease: Lease) -> Conduct:

@@ -74,9 +74,9 @@ class Place:
             return f"no further agent can be called: there were {max_children} already"
         return None
 
-    def begun(self) -> tuple[Place, Place]:
-        """This run's place after it has begun a child, and the child's."""
-        return replace(self, children=self.children + 1), Place(self.depth + 1)
+    def begun(self) -> Place:
+        """This run's place after it has begun a child."""
+        return replace(self, children=self.children + 1)
 
 
 def child_limits(parent: Limits, used: Used, own: Limits) -> Limits | None:

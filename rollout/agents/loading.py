@@ -247,7 +247,11 @@ async def _crew(config: MemberConfig, around: Around, key: str, found: _Found) -
     if not several:
         return None
     tool_names(several, f"{key}.sub_agents")
-    return Crew(await _members(several, around, key, found), _purposes(several), found.children)
+    agents = await _members(several, around, key, found)
+    if waiting := next((name for name, one in agents.items() if one.patience), None):
+        told = "the agent that it works for cannot wait so long; expected another approver than human"
+        raise UserError(f"{key}.sub_agents.{waiting}.approval: {told}")
+    return Crew(agents, _purposes(several), found.children)
 
 
 async def _members(several: Mapping[str, SubAgentConfig], around: Around, key: str, found: _Found) -> dict[str, Parts]:

@@ -395,3 +395,10 @@ async def test_two_agents_of_one_tool_name_are_refused() -> None:
     section = boss() | {"sub_agents": {"a b": member("a"), "a_b": member("a")}}
     with pytest.raises(UserError, match=r"agent\.sub_agents: 'a b' and 'a_b' are both called by a_b"):
         await load_agent(AgentConfig.model_validate(section), Around(Sampling(), None))
+
+
+async def test_nobody_waits_for_a_person_within_another_ones_call() -> None:
+    human = {"approval": {"policies": [{"tools": ["add"], "approver": "human"}]}}
+    section = {"sub_agents": {"clerk": {"use": "tool", **human}}}
+    with pytest.raises(UserError, match=r"agent\.sub_agents\.clerk\.approval: .* another approver than human"):
+        await load_agent(AgentConfig.model_validate(section), Around(Sampling(), None, requests="somewhere"))
