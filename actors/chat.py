@@ -57,6 +57,8 @@ def chat(config: JobConfig, address: str | None, session: str | None = None, for
 
     Raises UserError and RolloutError as `run_job` does, and UserError for a session that cannot be gone on with.
     """
+    if config.agent.pipeline is not None:
+        raise UserError("agent.pipeline: nobody can talk with a pipeline; expected a job without one")
     sessions = asyncio.run(_sessions(config, session))
     resume = _is_of_chats(config.run.dir)
     check_folder(config.run.dir, resume)

@@ -437,6 +437,8 @@ class Courier:
         if letter.answer.cancelled():
             if ok and letter.undo is not None:
                 self._post(letter.undo(value), _Letter(None))
+        elif letter.answer.done():  # whoever listened to it broke
+            return
         elif ok:
             letter.answer.set_result(value)
         else:

@@ -129,8 +129,6 @@ class _Episode:
     """The last call had all the room that the model has."""
     decided: tuple[Event, ...] = ()
     """What somebody decided about the last turn's calls."""
-    waited: float = 0.0
-    """Seconds that people have taken."""
     tool_seconds: float = 0.0
     verify_seconds: float = 0.0
     began: float = field(default_factory=time.monotonic)
@@ -321,7 +319,7 @@ class _Episode:
             self.turns[-1] = replace(self.turns[-1], tool_uses=unanswered(said.calls))
             raise
         self.snapshot, self.decided = step.snapshot, step.decided
-        self.waited += step.waited
+        self.family.waited += step.waited
         if step.uses:
             self.tool_seconds += time.monotonic() - began - step.waited
             self.turns[-1] = replace(self.turns[-1], tool_uses=step.uses)
@@ -379,7 +377,7 @@ class _Episode:
     def _seconds_left(self) -> float:
         """Until the deadline, less what scoring and closing may take."""
         limits = self.setting.limits
-        ends = self.began + self.waited + limits.episode_seconds - limits.verify_seconds - limits.close_seconds
+        ends = self.began + self.family.waited + limits.episode_seconds - limits.verify_seconds - limits.close_seconds
         return ends - time.monotonic()
 
     def _trajectory(
@@ -421,9 +419,7 @@ class _Episode:
 
     def _events(self) -> tuple[Event, ...]:
         """What the agent's parts did, and the runs that it began."""
-        if not (children := self.family.events()):
-            return self.left.events
-        return tuple(sorted((*self.left.events, *children), key=lambda event: event.turn))
+        return tuple(sorted((*self.left.events, *self.family.events()), key=lambda event: event.turn))
 
     def _cost(self) -> float | None:
         """What the episode's model calls cost, those beside its turns included."""

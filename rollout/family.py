@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from rollout.protocols import Seeded, Session
+from rollout.streaming import HeardSession
 from rollout.trajectory import (
     Agent,
     Event,
@@ -73,6 +74,10 @@ class Family:
     """The parent's when this run began."""
     played: Trajectory | None = None
     """This run, once it has ended."""
+    waited: float = 0.0
+    """Seconds of it that people took: they are nobody's."""
+    beside_usd: float = 0.0
+    """What calls cost that are no turns: those of approvers that are models."""
     share: Share | None = None
     """What of a score is the children's; None where there can be none."""
 
@@ -90,12 +95,16 @@ class Family:
 
     @property
     def seconds(self) -> float:
-        """Since it began."""
-        return time.monotonic() - self.began
+        """Since it began, less what people took."""
+        return time.monotonic() - self.began - self.waited
 
     def all_turns(self) -> list[Turn]:
         """Those of the whole episode so far: of the sample's own run and of all children."""
         return self.above.all_turns() if self.above is not None else self._turns()
+
+    def all_beside_usd(self) -> float:
+        """What calls of the whole episode cost that are no turns, as far as it is known."""
+        return self.above.all_beside_usd() if self.above is not None else self._beside_usd()
 
     def events(self) -> tuple[Event, ...]:
         """The children that have ended, by name, as events of this run."""
@@ -117,6 +126,9 @@ class Family:
     def _settled(self, played: Trajectory, score: Score | None) -> Trajectory:
         score, children = self.settled(score)
         return replace(played, score=score, children=children)
+
+    def _beside_usd(self) -> float:
+        return self.beside_usd + sum(child._beside_usd() for child in self.below)
 
     def _turns(self) -> list[Turn]:
         return [*self.turns, *(turn for child in self.below for turn in child._turns())]
@@ -159,7 +171,9 @@ def lent(seeded: Seeded, asked: str) -> Seeded:
     """A run's session as its children get it, with what one of them is asked. Plain text is their answer, never a
     call."""
     said: tuple[Message, ...] = ({"role": "user", "content": asked},)
-    return replace(seeded, session=Lent(seeded.session), messages=said, text_tool=None)
+    # Who listens to the run hears of the child's result, not of what the child was told by its tools.
+    session = seeded.session.inner if isinstance(seeded.session, HeardSession) else seeded.session
+    return replace(seeded, session=Lent(session), messages=said, text_tool=None)
 
 
 def _event(turn: int, child: Trajectory) -> Event:

@@ -210,7 +210,7 @@ class AgentConduct:
         budget, runs = self.parts.budget, self._runs
         if budget is None or budget.episode_usd is None or runs is None:
             return None
-        used = budget.used(runs.family.all_turns()) + Usage(known_usd=self._usd or 0.0)
+        used = budget.used(runs.family.all_turns()) + Usage(known_usd=runs.family.all_beside_usd())
         return StopReason.COST if spent(used, budget.episode_usd) else None
 
     async def _hooked(self, turn: int) -> tuple[Message, ...]:
@@ -280,12 +280,11 @@ class AgentConduct:
     def _hears(self, turn: int) -> Hears | None:
         """Who listens to the next model call."""
         telling = self._role.telling
-        if telling is not None:
-            telling.instead(None)  # what nobody has judged by now nobody will
+        told = telling.listens() if telling is not None else None
         early = self._early.listens(turn) if self._early is not None and not self._final else None
-        if telling is None or early is None:
-            return early if telling is None else telling.hear
-        return both(early, telling.hear)
+        if told is None or early is None:
+            return early if told is None else told
+        return both(early, told)
 
     def _extras(self) -> Extras:
         role, settings = self._role, self._role.parts.settings
@@ -412,6 +411,8 @@ class AgentConduct:
                 ruled = replace(ruled, waited=time.monotonic() - began)
         for told in (event.told for event in ruled.events if event.told is not None):
             self._usd = None if self._usd is None or told.usd is None else self._usd + told.usd
+            if self._runs is not None:
+                self._runs.family.beside_usd += told.usd or 0.0
         return ruled
 
     async def _handed_over(self, taken: Taken, number: int) -> Acted:

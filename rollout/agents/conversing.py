@@ -53,7 +53,7 @@ class Conversing:
 
     async def open(self, seeded: Seeded, family: Family) -> tuple[Message, ...]:
         """See Conduct."""
-        self._session = session = await self.opens()
+        self._session = session = self._session or await self.opens()
         first = leading_system(seeded.messages)
         results, spoken = broken_off(session.history), seeded.messages[first:]
         history = (*session.history, *results)
@@ -72,11 +72,12 @@ class Conversing:
         self, ledger: Ledger, said: Sequence[Message], turns: Sequence[Turn], sample: Sample
     ) -> Ready | StopReason:
         """See Conduct."""
-        if turns:
+        first = not turns  # a summary before the first call makes `turns` longer
+        if not first:
             await self._hear(said[len(self._told) :])
         with working_at(self._open):
             ready = await self.inner.prepare(ledger, said, turns, sample)
-        if not turns and not isinstance(ready, StopReason):  # what a guardrail blocked is no part of a session
+        if first and not isinstance(ready, StopReason):  # what a guardrail blocked is no part of a session
             await self._hear(self._new)
             await self._keep_state(0)
         return ready
@@ -115,8 +116,12 @@ class Conversing:
         return replace(ended, events=tuple(sorted((*self._events, *ended.events), key=lambda event: event.turn)))
 
     async def admitted(self, words: Message, turn: int) -> Message | str:
-        """See Admits."""
-        return await self.inner.admitted(words, turn) if isinstance(self.inner, Admits) else words
+        """See Admits. Guardrails find the session, also before the conversation opens."""
+        if not isinstance(self.inner, Admits):
+            return words
+        self._session = session = self._session or await self.opens()
+        with working_at(session):
+            return await self.inner.admitted(words, turn)
 
     @property
     def _open(self) -> OpenSession:

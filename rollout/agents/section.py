@@ -103,6 +103,9 @@ class AgentConfig(MemberConfig):
     @model_validator(mode="after")
     def _has_pipelines_that_can_run(self) -> Self:
         _check_pipelines(self, "agent")
+        if self.pipeline is not None and self.sessions is not None:
+            line = "agent.sessions: a pipeline makes no model calls; expected one of the two"
+            raise PydanticCustomError(WHOLE, line)
         return self
 
     @model_validator(mode="after")

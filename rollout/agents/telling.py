@@ -12,11 +12,12 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Iterator
+from contextvars import Context, copy_context
 from dataclasses import dataclass, field, replace
 
 from rollout.agents.hooks import Hooks
 from rollout.errors import BoundaryError
-from rollout.streaming import CallResult, SegmentDone, StreamEvent, TextDelta, TurnDone
+from rollout.streaming import CallResult, Hears, SegmentDone, StreamEvent, TextDelta, TurnDone
 from rollout.trajectory import Segment, ToolUse
 
 
@@ -32,6 +33,8 @@ class Telling:
     _answered: set[str] = field(default_factory=set[str])
     """Ids of the calls of the turn whose results were told."""
     _task: asyncio.Task[None] | None = None
+    _context: Context = field(default_factory=copy_context)
+    """That of the episode: who tells what was sampled may be at work for many."""
 
     @staticmethod
     def of(hooks: Hooks | None, guarded: bool) -> Telling | None:
@@ -39,6 +42,12 @@ class Telling:
         if hooks is None or not hooks.listens:
             return None
         return Telling(hooks, guarded and hooks.holds)
+
+    def listens(self) -> Hears:
+        """What is to hear of the turn that is about to be sampled. What nobody has judged by now nobody will."""
+        self._context = copy_context()
+        self.instead(None)
+        return self.hear
 
     def hear(self, event: StreamEvent) -> None:
         """See Hears."""
@@ -52,7 +61,7 @@ class Telling:
     def _say(self, event: StreamEvent) -> None:
         self._line.append(event)
         if self._task is None:
-            self._task = asyncio.create_task(self._tell())
+            self._task = asyncio.create_task(self._tell(), context=self._context.copy())
 
     def result(self, use: ToolUse) -> None:
         """A call has its result; told once."""

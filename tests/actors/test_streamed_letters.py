@@ -155,3 +155,16 @@ async def test_a_turn_of_which_something_was_heard_is_not_asked_for_again() -> N
     with pytest.raises(ResourceDown, match=r"asked 1 time$"):
         await served.stream(asked(), heard.append)
     assert [list(one.ids) for one in heard] == [LINE[:2]]
+
+
+async def test_a_listener_that_breaks_costs_its_own_letter_alone() -> None:
+    _, courier = line()
+
+    def breaks(word: str) -> None:
+        raise ValueError("deaf")
+
+    asked = (courier.ask("a b", heard=breaks), courier.ask("quick"))
+    broken, quick = await asyncio.gather(*asked, return_exceptions=True)
+    assert isinstance(broken, ValueError)
+    assert quick == "quick"
+    assert await courier.ask("again") == "again"
