@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
+from rollout.parsing.events import ArgumentsDelta, CallEnded, CallStarted, ContentDelta, ReasoningDelta, WasReasoning
 from rollout.turn import FinishReason, Message, ToolCall
 from rollout.wire.asked import Asked
 from rollout.wire.history import Draft
@@ -23,59 +24,6 @@ class Begun:
 
     input_tokens: int
     cached_tokens: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class ReasoningDelta:
-    """More of a part that is reasoning."""
-
-    part: int
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class ContentDelta:
-    """More of a part that is content."""
-
-    part: int
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class WasReasoning:
-    """A part that was told as content is reasoning. Streams cannot take back what they told; a whole reply can."""
-
-    part: int
-
-
-@dataclass(frozen=True, slots=True)
-class CallStarted:
-    """A call whose name is known."""
-
-    part: int
-    id: str
-    name: str
-
-
-@dataclass(frozen=True, slots=True)
-class ArgumentsDelta:
-    """More of a call's arguments as JSON text."""
-
-    part: int
-    id: str
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class CallEnded:
-    """A call, whole. `text` is what was sampled; `error` says why it cannot be read, and then it must not run."""
-
-    part: int
-    id: str
-    name: str
-    arguments: str
-    text: str
-    error: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
