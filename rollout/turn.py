@@ -140,6 +140,12 @@ class Prompt:
     seconds: float
     """Time left for this call."""
     extras: Extras = NO_EXTRAS
+    group: str | None = None
+    """Sessions of a group begin alike: their first calls are best sampled where one of them was."""
+    priority: int = 0
+    """As vLLM counts: a lower one goes first, where the engine is told to look at it."""
+    salt: str | None = None
+    """Prompts share a prefix cache only with those of the same salt."""
 
 
 @dataclass(frozen=True, slots=True)
