@@ -192,3 +192,12 @@ def test_the_run_of_a_job_is_none_to_chat_in(tmp_path: Path) -> None:
     create_or_resume(kept(tmp_path), {}, False, False)
     done = invoked(tmp_path, job(tmp_path))
     assert done.exit_code == 2 and "holds run " in done.output and done.output.count("\n") == 1
+
+
+def test_nobody_talks_with_a_pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    pipeline = job(tmp_path, sub_agents={"one": {"use": "tool"}}, pipeline={"agents": ["one"]})
+    Path("job.yaml").write_text(yaml.safe_dump(pipeline))
+    said = CliRunner().invoke(main, ["chat", "job.yaml"])
+    line = "rollout: agent.pipeline: nobody can talk with a pipeline; expected a job without one\n"
+    assert (said.exit_code, said.output) == (2, line)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,12 +13,14 @@ from typing import Any
 import pytest
 from fakes import ADD, SUBMIT, TEMPLATE, FaultyPolicy, counter, hang, lease, raising, setting
 
+from rollout.agents.chatting import Chatting
 from rollout.agents.loading import Around, load_agent
 from rollout.agents.parts import Budget
 from rollout.agents.pricing import Price, Prices
 from rollout.agents.section import AgentConfig
 from rollout.episode import run_episode
 from rollout.errors import UserError
+from rollout.family import Child, Family
 from rollout.invariants import check_rows
 from rollout.protocols import Policy
 from rollout.row_rules import Known
@@ -24,7 +28,20 @@ from rollout.rows import to_table
 from rollout.samples import to_samples
 from rollout.scripted import ScriptedPolicy
 from rollout.sessions import LocalSessions, SessionTable
-from rollout.trajectory import Completion, FailureKind, Limits, Prompt, Sampling, Status, StopReason, Trajectory
+from rollout.streaming import CallResult, StreamEvent
+from rollout.trajectory import (
+    Agent,
+    Completion,
+    FailureKind,
+    Lease,
+    Limits,
+    Prompt,
+    Sampling,
+    Status,
+    StopReason,
+    Trajectory,
+    Turn,
+)
 
 FUNCTIONS = """
 def enough(agent, answer):
@@ -402,3 +419,32 @@ async def test_nobody_waits_for_a_person_within_another_ones_call() -> None:
     section = {"sub_agents": {"clerk": {"use": "tool", **human}}}
     with pytest.raises(UserError, match=r"agent\.sub_agents\.clerk\.approval: .* another approver than human"):
         await load_agent(AgentConfig.model_validate(section), Around(Sampling(), None, requests="somewhere"))
+
+
+async def test_who_listens_to_a_run_hears_of_its_childs_answer_and_not_of_the_childs_tools() -> None:
+    heard: list[StreamEvent] = []
+    policy = by_agent(boss=(call("adder", task="Add two."), SUBMIT), adder=(ADD, ADD, "It is two."))
+    loaded = await load_agent(AgentConfig.model_validate(boss("adder")), Around(Sampling(), None))
+    said: Iterator[str | None] = iter(("Go on.", None))
+
+    async def hear(turns: Sequence[Turn]) -> str | None:
+        return next(said)
+
+    def conduct(agent: Agent, lease: Lease) -> Chatting:
+        return Chatting(loaded.conduct(agent, lease), hear, heard.append)
+
+    job = replace(setting(policy, conduct=conduct), agent=loaded.parts.agent)
+    await run_episode(lease(), job)
+    assert [event.use.call.name for event in heard if isinstance(event, CallResult)] == ["adder", "submit"]
+
+
+def test_what_people_took_is_no_time_of_a_run_and_what_judges_cost_is_the_whole_familys() -> None:
+    async def never(child: Child) -> Trajectory:
+        raise AssertionError(child)
+
+    began = time.monotonic() - 100.0
+    parent = Family(Limits(), [], began, never, waited=60.0, beside_usd=1.0)
+    child = Family(Limits(), [], began, never, parent, beside_usd=0.5)
+    parent.below.append(child)
+    assert 40.0 <= parent.seconds < 100.0 <= child.seconds
+    assert parent.all_beside_usd() == child.all_beside_usd() == 1.5

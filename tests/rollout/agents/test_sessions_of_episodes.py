@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from fakes import counter, lease, says, setting
 
+from rollout.agents.chatting import Admits
 from rollout.agents.conversation_stores import ConversationsConfig, Store, open_store
 from rollout.agents.conversations import opened, said, state_set
 from rollout.agents.loading import Around, Loaded, load_agent
@@ -48,6 +49,9 @@ def spoil() -> str:
 
 def never(text):
     return Block("not that")
+
+def by_mood(text):
+    return Block(at_hand().state["mood"])
 '''
 HISTORY: tuple[Message, ...] = (
     {"role": "user", "content": "I am Ann."},
@@ -262,3 +266,30 @@ async def test_a_place_that_cannot_be_used_is_told_before_anything_starts(tmp_pa
     (tmp_path / "kept").write_text("text")
     with pytest.raises(UserError, match=r"agent\.sessions\.path: .*kept: expected a folder"):
         await agent(tmp_path, place_of("json", tmp_path))
+
+
+async def test_a_session_that_is_summed_up_before_its_first_turn_is_kept_whole(tmp_path: Path) -> None:
+    section = place_of("json", tmp_path) | {"keep_rollouts": True}
+    store = await talked(section, "talk", *HISTORY)
+    context = {"context_window": 150, "compact_threshold": 0.5, "keep_last": 1}
+    loaded = await agent(tmp_path, section, instructions="Be brief.", context=context)
+    played = await play(loaded, "Ann has a dog.", "You are Ann.")
+    assert [turn.segment for turn in played.turns] == [0, 1], "the summary is a turn before the first"
+    kept = await store.load("run-0-0.1")
+    assert kept is not None and texts(kept.messages) == [*texts(HISTORY), "Who am I?", "You are Ann."]
+
+
+async def test_a_guardrail_finds_the_session_before_the_conversation_opens(tmp_path: Path) -> None:
+    section = place_of("json", tmp_path)
+    await talked(section, "talk", *HISTORY, mood="fine")
+    rail = {"name": "mood", "at": "input", "check": f"{tmp_path}/own.py:by_mood"}
+    loaded = await agent(tmp_path, section, guardrails=[rail])
+    conduct = loaded.conduct(loaded.parts.agent, lease(task()))
+    assert isinstance(conduct, Admits)
+    assert await conduct.admitted({"role": "user", "content": "Hello."}, 0) == "fine"
+
+
+def test_a_pipeline_makes_no_model_calls_that_a_session_could_keep() -> None:
+    section = {"sub_agents": {"one": {"use": "tool"}}, "pipeline": {"agents": ["one"]}, "sessions": {"store": "memory"}}
+    with pytest.raises(ValueError, match=r"agent\.sessions: a pipeline makes no model calls"):
+        AgentConfig.model_validate(section)

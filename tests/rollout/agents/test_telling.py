@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
+from contextvars import Context, ContextVar
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -22,8 +23,8 @@ from rollout.errors import UserError
 from rollout.parsing import FORMATS
 from rollout.scripted import ScriptedPolicy
 from rollout.stream_reading import token_reader
-from rollout.streaming import CallComplete, CallResult, ReasoningDelta, StreamEvent, TextDelta, TurnDone
-from rollout.trajectory import Agent, Sampling, StopReason, Trajectory, Turn
+from rollout.streaming import CallComplete, CallResult, Heard, ReasoningDelta, StreamEvent, TextDelta, TurnDone
+from rollout.trajectory import Agent, Completion, Prompt, Sampling, StopReason, Trajectory, Turn
 
 CHECKS = """
 from rollout.agents.guardrails import Block, Modify, Pass
@@ -31,6 +32,7 @@ def blocks(text): return Block("no") if "secret" in text else Modify("a *** word
 """
 READER = partial(token_reader, TEMPLATE, FORMATS["hermes"].open)
 AROUND = Around(Sampling(), None)
+EPISODE: ContextVar[str] = ContextVar("EPISODE", default="nobody's")
 
 
 async def played(
@@ -172,3 +174,29 @@ async def test_who_talks_with_an_agent_sees_it_work() -> None:
     assert [event.use.call.name for event in seen if isinstance(event, CallResult)] == ["add"]
     kinds = [type(event) for event in seen]
     assert kinds.index(CallComplete) < kinds.index(CallResult) < len(kinds) - 1
+
+
+async def test_hooks_are_told_in_the_context_of_their_own_episode() -> None:
+    """Who brings what was sampled is at work for many episodes, in a context of its own."""
+    told: list[tuple[str, str]] = []
+
+    class Elsewhere(ScriptedPolicy):
+        async def stream(self, prompt: Prompt, heard: Heard) -> Completion:
+            completion = super().stream(prompt, heard)
+            return await asyncio.create_task(completion, context=Context())
+
+    async def on_token(agent: Agent, text: str) -> None:
+        told.append((EPISODE.get(), text))
+
+    async def one(name: str) -> None:
+        EPISODE.set(name)
+        loaded = await load_agent(AgentConfig(), AROUND)
+        loaded.parts = replace(loaded.parts, hooks=Hooks(loaded.parts.agent, {"on_token": on_token}))
+        policy = Elsewhere(TEMPLATE, [f"I am {name}."])
+        await run_episode(lease(), setting(policy, conduct=loaded.conduct, new_reader=READER))
+
+    await asyncio.gather(one("a"), one("b"))
+    assert {name: "".join(text for who, text in told if who == name) for name in ("a", "b")} == {
+        "a": "I am a.",
+        "b": "I am b.",
+    }
