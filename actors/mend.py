@@ -11,7 +11,6 @@ from typing import Any
 import ray
 from ray._private.state import actors
 from ray.exceptions import RayError
-from ray.serve._private.constants import SERVE_NAMESPACE
 
 from rollout.errors import describe
 from rollout.thread import threaded
@@ -80,6 +79,8 @@ class Mender:
         return " and ".join(ended) or None
 
     def _running(self) -> list[tuple[dict[str, Any], Any]]:
+        from ray.serve._private.constants import SERVE_NAMESPACE  # half a second for a job without replicas
+
         running = [told for told in self.look() if told["state"] == "RUNNING"]
         return [(told, ray.get_actor(told["actor_name"], namespace=SERVE_NAMESPACE)) for told in running]
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from rollout.agents.approval import Approvals
 from rollout.agents.approval_queue import ApprovalQueue
@@ -22,7 +22,6 @@ from rollout.agents.functions import FunctionTools
 from rollout.agents.guardrails import Guardrails
 from rollout.agents.handoffs import handoff_tools
 from rollout.agents.hooks import Hooks
-from rollout.agents.mcp_tools import McpServers
 from rollout.agents.memory_tools import Memories, open_memories
 from rollout.agents.model_settings import ModelSettings, model_settings
 from rollout.agents.parts import Budget, Crew, Parts, Pipeline, Shortening, Team
@@ -38,6 +37,9 @@ from rollout.references import load_function
 from rollout.template import ChatTemplate
 from rollout.trajectory import Agent, Json, Lease, Sampling, Turn
 
+if TYPE_CHECKING:
+    from rollout.agents.mcp_tools import McpServers
+
 _PATHS = re.compile(
     r"\.(ref|check|function|when|skills|skill_dirs|path|snapshot|output_schema|service|history_filter|stop_when)$|\.hooks\.\w+$"
 )
@@ -50,7 +52,7 @@ class Loaded:
 
     parts: Parts
     memories: list[Memories] = field(default_factory=list[Memories])
-    servers: list[McpServers] = field(default_factory=list[McpServers])
+    servers: list[McpServers] = field(default_factory=list["McpServers"])
     sessions: StoredSessions | None = None
     parking: Parking = field(default_factory=Parking)
 
@@ -150,7 +152,7 @@ class _Found:
 
     children: ChildrenConfig
     memories: list[Memories] = field(default_factory=list[Memories])
-    servers: list[McpServers] = field(default_factory=list[McpServers])
+    servers: list[McpServers] = field(default_factory=list["McpServers"])
     variables: Mapping[str, Json] | None = None
     """Those of the chat template; None until an agent was looked at."""
 
@@ -167,6 +169,8 @@ async def _member(config: MemberConfig, name: str, around: Around, key: str, fou
     if config.memory is not None:
         found.memories.append(await open_memories(config.memory, f"{key}.memory"))
     if config.mcp_servers:
+        from rollout.agents.mcp_tools import McpServers  # it takes half a second that few jobs need
+
         found.servers.append(McpServers(config.mcp_servers))
     skills = load_skills(config, key)
     return Parts(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rollout.agents.approval import Approvals
 from rollout.agents.children import ChildrenConfig
@@ -14,7 +14,6 @@ from rollout.agents.guardrails import Guardrails
 from rollout.agents.handoffs import HistoryFilter
 from rollout.agents.hooks import Hooks
 from rollout.agents.instructions import Instructions
-from rollout.agents.mcp_tools import McpServers
 from rollout.agents.memory_tools import Memories
 from rollout.agents.model_settings import ModelSettings
 from rollout.agents.pricing import Prices, Usage
@@ -22,6 +21,9 @@ from rollout.agents.skills import Skills
 from rollout.agents.structured import Output
 from rollout.agents.tool_rules import ToolRule
 from rollout.trajectory import Agent, Extras, Json, ToolSpec, Turn
+
+if TYPE_CHECKING:
+    from rollout.agents.mcp_tools import McpServers
 
 
 @dataclass(frozen=True, slots=True)
