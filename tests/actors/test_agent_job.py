@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 import yaml
 from ray_jobs import Jobs, assert_one_each, keys, rows, until
+from refused import Refused
 
 from rollout.agents.approval_queue import REQUESTS, pending
-from rollout.config import CHECKOUT, ScriptedConfig, load
+from rollout.config import CHECKOUT
 
 pytestmark = pytest.mark.ray
 
@@ -105,21 +106,18 @@ def test_a_job_stops_when_its_budget_is_spent_and_goes_on_with_more(jobs: Jobs) 
     assert_one_each(rich.folder, 20)
 
 
-def test_a_function_that_is_not_there_is_told_before_anything_is_started(jobs: Jobs) -> None:
-    file = conf(jobs.folder, "Two", hooks={"on_stop": f"{jobs.folder}/own.py:nothing"})
-    wrong = jobs.start("run", conf=file)
-    assert wrong.wait() == 2
-    assert "agent.hooks.on_stop" in wrong.said()
-    assert not wrong.folder.exists()
+def test_a_function_that_is_not_there_is_told_before_anything_is_started(refused: Refused) -> None:
+    here = Path.cwd()
+    conf(here, "Two", hooks={"on_stop": f"{here}/own.py:nothing"})
+    assert "agent.hooks.on_stop" in refused.job()
 
 
-def test_vector_15_a_malformed_skill_is_told_before_anything_is_started(jobs: Jobs) -> None:
-    (skill := jobs.folder / "skills" / "adding").mkdir(parents=True)
+def test_vector_15_a_malformed_skill_is_told_before_anything_is_started(refused: Refused) -> None:
+    here = Path.cwd()
+    (skill := here / "skills" / "adding").mkdir(parents=True)
     (skill / "SKILL.md").write_text("---\nname: adding\n---\nAdd.\n")
-    wrong = jobs.start("run", conf=conf(jobs.folder, "Two", skill_dirs=[str(skill.parent)]))
-    assert wrong.wait() == 2
-    assert f"{skill / 'SKILL.md'}: description: expected text, found nothing" in wrong.said()
-    assert not wrong.folder.exists()
+    conf(here, "Two", skill_dirs=[str(skill.parent)])
+    assert f"{skill / 'SKILL.md'}: description: expected text, found nothing" in refused.job()
 
 
 def test_vector_15_an_episode_whose_server_was_down_is_played_again(jobs: Jobs) -> None:
@@ -135,17 +133,12 @@ def test_vector_15_an_episode_whose_server_was_down_is_played_again(jobs: Jobs) 
     assert row["turns"][0]["tool_calls"][0]["result"] == "2"
 
 
-EXAMPLES = sorted(path.stem for path in (CHECKOUT / "agents").glob("*.yaml"))
-
-
-@pytest.mark.timeout(600)
-def test_every_example_runs_by_its_name(jobs: Jobs) -> None:
-    """One after the other on one cluster; those that need a real engine are in test_vllm_grammar.py."""
-    for name in EXAMPLES:
-        if isinstance(load(CHECKOUT / "agents" / f"{name}.yaml").model, ScriptedConfig):
-            run = jobs.finish(name, "resource.options.count=3", "scheduler.in_flight=2", conf=f"agents/{name}")
-            assert_one_each(run.folder, 3)
-            assert {row["status"] for row in rows(run.folder)} == {"completed"}, name
+@pytest.mark.parametrize("name", ["mcp", "sessions"])
+def test_an_example_runs_by_its_name(name: str, jobs: Jobs) -> None:
+    """Those that have something beside their conf. test_example_confs.py plays all; scripts/examples.sh runs all."""
+    run = jobs.finish(name, "resource.options.count=3", "scheduler.in_flight=2", conf=f"agents/{name}")
+    assert_one_each(run.folder, 3)
+    assert {row["status"] for row in rows(run.folder)} == {"completed"}
 
 
 def test_a_person_approves_calls_of_a_job_that_waits(jobs: Jobs) -> None:
