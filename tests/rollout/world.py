@@ -93,12 +93,13 @@ class World:
         """A runner asks what to do."""
         before = self.by_lane()
         free = self.scheduler.limit - self.scheduler.running
+        returning = len(self.parked().intersection(self.answered))
         orders = self.scheduler.assign(name, self.now)
         for episode_id in orders.resumed:
             assert self.answered.pop(episode_id) == name, "nobody goes on who has not been answered, or elsewhere"
         if any(runner == name for runner in self.answered.values()):
             assert self.scheduler.running >= self.scheduler.limit, "who comes back has the first free slot"
-        assert not orders.leases or len(orders.leases) + len(self.answered) <= max(0, free) + len(orders.resumed)
+        assert not orders.leases or len(orders.leases) + returning <= free, "who comes back has its slot kept"
         for lease in orders.leases:
             self._begin(name, lease)
         for episode_id, reason in orders.drops.items():
@@ -109,7 +110,8 @@ class World:
             self._may_drop(lease.episode_id, reason)
             self.fresh.discard(lease.episode_id)
             self.files[name][lease.episode_id] = reason
-        if orders.leases and self.scheduler.running + len(self.answered) < self.scheduler.limit:
+        returning = len(self.parked().intersection(self.answered))
+        if orders.leases and self.scheduler.running + returning < self.scheduler.limit:
             self._work_conserving(name)
         self._fair(before, orders)
         return orders
