@@ -7,4 +7,5 @@ export PATH="$PWD/.venv/bin:$PATH"
 ruff check .
 ruff format --check .
 basedpyright
-exec python -m pytest "$@"
+# Two files at a time: tests of clusters mostly wait for processes to start.
+exec python -m pytest -n 2 --dist loadfile "$@"
