@@ -111,6 +111,7 @@ async def running(
     )
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
+        listening.listen()
         server = uvicorn.Server(uvicorn.Config(gateway, log_level="critical", lifespan="off", ws="none"))
         task = asyncio.create_task(server.serve(sockets=[listening]))
         try:
