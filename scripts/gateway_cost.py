@@ -33,7 +33,9 @@ from rollout.turn import Prompt, Sampling
 from rollout.wire.stored import MemoryResponses
 
 NAME = "scripted"
-SAID = "<think>One after the other.</think>I add.\n" + '<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call>'
+SAID = (
+    "<think>One after the other.</think>I add.\n" + '<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call>'
+)
 TOKENS = 200
 """Of a streamed reply, about."""
 PARAMETERS = {"type": "object", "properties": {"a": {"type": "integer"}}}

@@ -13,7 +13,7 @@ import pytest
 from gateway_server import ASK, NAME, Counted, Running, running, scripted
 
 from rollout.errors import ContextExceeded, ResourceDown, Unavailable, UserError
-from rollout.gateway.doors import key_of
+from rollout.gateway.doors import key_of, sealed
 from rollout.gateway.section import GatewayConfig
 from rollout.turn import Prompt
 
@@ -70,7 +70,7 @@ def test_others_need_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match=r"gateway\.key_env: the environment variable SOME_KEY is not set"):
         key_of("127.0.0.1", "SOME_KEY")
     monkeypatch.setenv("SOME_KEY", "sesame")
-    assert key_of("0.0.0.0", "SOME_KEY") == "sesame"
+    assert key_of("0.0.0.0", "SOME_KEY") == sealed("sesame") != sealed("sesam")
 
 
 @pytest.mark.parametrize("path", ROUTES)
@@ -80,10 +80,11 @@ async def test_a_body_that_is_too_large_is_not_read(client: httpx.AsyncClient, p
             yield b"x" * 1024
 
     async with running(scripted(["Hello."]), GatewayConfig(body_mib=1 / 64)) as one:
-        for content in (b"x" * 17_000, drops()):
+        contents: list[Any] = [b"x" * 17_000, drops()]
+        for content in contents:
             told = await client.post(one.url + path, content=content)
             assert told.status_code == 413 and "16384 bytes" in told.json()["error"]["message"]
-        assert told.json()["error"]["type"] in ("request_too_large", "invalid_request_error")
+            assert told.json()["error"]["type"] in ("request_too_large", "invalid_request_error")
         packed = await client.post(one.url + path, content=b"..", headers={"content-encoding": "gzip"})
         assert packed.status_code == 400 and "content-encoding" in packed.json()["error"]["message"]
 
