@@ -103,7 +103,7 @@ def _check_room(config: JobConfig) -> None:
 
 
 async def _serve(config: JobConfig, port: int, key: bytes | None) -> None:
-    console = Console(stderr=True)
+    console = Console(stderr=True, log_path=False)
     config, name = located(config), application(f"serve-{uuid4().hex[:8]}")
     section = gateway_of(config)
     here = ray.get_runtime_context().get_node_id()

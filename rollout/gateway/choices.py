@@ -18,6 +18,8 @@ from rollout.wire.stream import to_json
 
 _KINDS = ("json", "regex", "choice", "grammar", "json_object", "structural_tag")
 """What vLLM's StructuredOutputsParams takes, one of them at a time."""
+_BLANKS = 16
+"""Blanks in a row between the parts of arguments: small models write them without an end where they may."""
 _OTHERS = frozenset({"disable_any_whitespace", "disable_additional_properties", "whitespace_pattern"})
 
 
@@ -98,6 +100,7 @@ def _calls(format_name: str, tools: Sequence[ToolSpec], one: bool) -> dict[str, 
                 "type": "json_schema",
                 "json_schema": spec.parameters or {"type": "object"},
                 "style": written.style,
+                "max_whitespace_cnt": _BLANKS,
             },
             "end": written.end,
         }
