@@ -1,0 +1,64 @@
+"""Who makes the prompt of a call, and is told what came of it: the seam between the gateway and capture.
+
+The gateway reads a request, applies the prefix rules and asks a scribe for token ids; when the call has ended it hands
+the scribe what came of it. A scribe that remembers a conversation puts the ids that were sampled where the program
+sends text, so that a prompt continues what the policy said, to the token. `Anew` remembers nothing.
+
+    POST /v1/...              the gateway's own scribe
+    POST /e/{token}/v1/...    the scribe that `Episodes.find(token)` gives; 404 where it gives none
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from rollout.serving.capture import Called
+from rollout.template import ChatTemplate
+from rollout.turn import Json, Message, ToolSpec
+
+
+class Scribe(Protocol):
+    """The author of prompts, of one program or of all. Neither method may block: both run in the gateway's loop."""
+
+    def prompt(
+        self, messages: Sequence[Message], tools: tuple[ToolSpec, ...], variables: Mapping[str, Json]
+    ) -> Sequence[int]:
+        """Token ids of the prompt that shows these messages, ending with the header of the policy's turn.
+
+        `variables` are the request's, for the chat template. The call need not be made: a prompt that does not fit is
+        refused, tokens may only be counted. Raises Refused (`rollout.wire.errors`) when nothing may be asked any more,
+        UserError when the template refuses the conversation.
+        """
+        ...
+
+    def keep(self, called: Called) -> None:
+        """Takes a call in when it has ended. One that failed or was cancelled is not told; one that the program cut
+        short is, as far as it came, only where the engine itself ended it."""
+        ...
+
+
+class Episodes(Protocol):
+    """The episodes of programs, by the token that opens each."""
+
+    def find(self, token: str) -> Scribe | None:
+        """The scribe of the episode that this token opens; None where there is none. Called at every request."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Anew:
+    """Renders every conversation anew, as it was sent, and keeps nothing."""
+
+    template: ChatTemplate
+
+    def prompt(
+        self, messages: Sequence[Message], tools: tuple[ToolSpec, ...], variables: Mapping[str, Json]
+    ) -> Sequence[int]:
+        """See Scribe."""
+        template = self.template.using(variables) if variables else self.template
+        return template.opening(messages, tools)
+
+    def keep(self, called: Called) -> None:
+        """Nothing is kept."""
