@@ -37,11 +37,16 @@ def line_of(started: Started, status: int) -> str:
         ("scripted", ["model.cpus_per_replica=9"], "model.replicas: asked for 1 replica of 9 CPUs; after 3 s 0 of 1 "),
         ("demo", ["model.gpus_per_replica=1"], "model.replicas: asked for 1 replica of 1 CPU and 1 GPU; after 3 s 0 "),
         ("scripted", ["resource.hosts=3", "resource.cpus_per_host=3"], "resource.hosts: asked for 3 of 3 CPUs each; "),
-        ("scripted", ["scheduler.cpus_per_runner=8"], "scheduler.runners: asked for 1 of 8 CPUs; after 3 s 0 of 1 "),
+        # What starts before the runners has to find its place within the same time.
+        (
+            "scripted",
+            ["scheduler.cpus_per_runner=8", "scheduler.start_seconds=15"],
+            "scheduler.runners: asked for 1 of 8 CPUs; after 15 s 0 of 1 ",
+        ),
     ],
 )
 def test_too_little_room(jobs: Jobs, conf: str, overrides: list[str], line: str) -> None:
-    job = jobs.start("run", *overrides, "scheduler.start_seconds=3", conf=conf)
+    job = jobs.start("run", "scheduler.start_seconds=3", *overrides, conf=conf)
     said = line_of(job, 2)
     assert said.startswith(line) and " of 8 CPUs" in said and "free" in said
     assert not (job.folder / "run.yaml").exists()  # the same command works once there is room
