@@ -23,8 +23,8 @@ from rollout.agents.rates import Rate, Rates, limit_of
 from rollout.deadlines import deadline
 from rollout.errors import Unavailable, describe
 
-LINGER_SECONDS = 0.008
-"""What a question waits for company, and its answer: next to a model call it is nothing, and each trip costs as much as
+LINGER_SECONDS = 0.02
+"""What a question waits for company, and its answer: little next to a model call, and each trip costs as much as
 several turns."""
 PAUSE_SECONDS = 0.5
 """Before an actor that did not answer is asked again."""
