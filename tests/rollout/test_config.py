@@ -139,7 +139,7 @@ def test_values_may_refer_to_others(conf: Path) -> None:
         ("model.replica=2", "model.replica: unknown key; did you mean 'replicas'?"),
         ("model.sampling.temprature=1", "model.sampling.temprature: unknown key; did you mean 'temperature'?"),
         ("modl.x=1", "modl: unknown key; did you mean 'model'?"),
-        ("xyz=1", "xyz: unknown key; known: agent, cost, dataset, logs, model, pricing, rate_limits"),
+        ("xyz=1", "xyz: unknown key; known: agent, cost, dataset, gateway, logs, model, pricing, profile"),
         ("model.engine=vlm", "model.engine: there is no engine 'vlm'; did you mean 'vllm'?"),
         ("model.replicas=abc", "model.replicas: input should be a valid integer"),
         ("scheduler.in_flight=0", "scheduler.in_flight: input should be greater than 0, found 0"),

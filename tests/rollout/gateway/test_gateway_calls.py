@@ -226,6 +226,21 @@ async def test_a_stop_ends_the_reply(client: httpx.AsyncClient, stream: bool) ->
         assert one.policy.prompts[0].sampling.stop == ("three", "four")
 
 
+async def test_what_is_kept_is_the_same_streamed_or_not(client: httpx.AsyncClient) -> None:
+    """Also where a stop cuts it, here within a call."""
+    mine = Kept()
+    async with running(scripted([THINKS]), episodes=Tokens({"abc": mine})) as one:
+        for stop in (["home"], []):
+            for stream in (False, True):
+                given = {"model": "x", "messages": ASK, "tools": CHAT_TOOLS, "stop": stop, "stream": stream}
+                told = await client.post(f"{one.url}/e/abc/v1/chat/completions", json=given)
+                assert told.status_code == 200
+    cut, cut_streamed, whole, whole_streamed = mine.kept
+    assert cut.segments == cut_streamed.segments and whole.segments == whole_streamed.segments
+    assert [len([part for part in one.segments if part.call is not None]) for one in (cut, whole)] == [2, 2]
+    assert not any("home" in part.text for part in cut.segments) and "home" in whole.segments[-1].text
+
+
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_parser_that_reads_whole_texts_will_do(client: httpx.AsyncClient, stream: bool) -> None:
     async with running(scripted([THINKS]), form=hermes) as one:
