@@ -23,8 +23,9 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from rollout.config import RoutingConfig
 from rollout.load import Load
-from rollout.serving.routing import Route, Router, RoutingConfig
+from rollout.serving.routing import Route, Router
 
 SYSTEM = 2_000
 """Tokens that all sessions share."""
