@@ -208,6 +208,7 @@ class Driver:
         now = time.monotonic()
         meters = self.meters
         meters.latencies.add(report.latencies)
+        meters.routes.update(report.routes)
         meters.retries.update(failure.kind.value for _, failure in report.given_back)
         meters.hosts.hear(report.hosts, now)
         meters.loads.hear(report.loads, now)

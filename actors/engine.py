@@ -31,6 +31,10 @@ class GenerateRequest:
     max_tokens: int
     sampling: Sampling
     extras: Extras = NO_EXTRAS
+    priority: int = 0
+    """Lower goes first; see `model.priority_seconds`."""
+    salt: str | None = None
+    """Prompts share a prefix cache only with those of the same salt."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import os
 import re
 import time
@@ -27,6 +28,7 @@ from actors.courier import Mailbox
 from actors.engine import EngineFactory, GenerateReply, GenerateRequest, Part, Parts, ScriptedEngine, pack_ids
 from actors.orphans import Orphanage, this_driver
 from actors.placement import Ask, node_totals, shortfall
+from actors.places import Places, due
 from actors.weights import Follower
 from rollout.config import JobConfig, OpenAIConfig, ReplicatedConfig, ScriptedConfig, VllmConfig
 from rollout.errors import RolloutError, Unavailable, UserError
@@ -69,11 +71,17 @@ class ModelReplica:
     """An engine behind a mailbox. Plain asyncio: `model_app` makes it a deployment."""
 
     def __init__(
-        self, new_engine: EngineFactory, max_in_flight: int, drain_seconds: float, weights: Any = None
+        self,
+        new_engine: EngineFactory,
+        max_in_flight: int,
+        drain_seconds: float,
+        weights: Any = None,
+        priority_seconds: float = 0.0,
     ) -> None:
         """`weights` is the handle of the `actors.weights.Weights` that it follows, in jobs whose weights change."""
         self._max_in_flight = max_in_flight
-        self._places = asyncio.Semaphore(max_in_flight)
+        self._places = Places(max_in_flight)
+        self._priority_seconds = priority_seconds
         self._drain_seconds = drain_seconds
         self._mailbox = Mailbox(self._generate, status=self._status)
         self._warm = False
@@ -106,7 +114,7 @@ class ModelReplica:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._drain_seconds):
                 for _ in range(self._max_in_flight):
-                    await self._places.acquire()
+                    await self._places.take(math.inf)
         await self._engine.stop()
 
     def _status(self) -> tuple[str, Load] | None:
@@ -121,7 +129,8 @@ class ModelReplica:
         if self._draining:
             raise Unavailable(f"replica {self._name} is shutting down")
         arrived = time.monotonic()
-        async with self._places:
+        await self._places.take(due(arrived, request.priority, self._priority_seconds))
+        try:
             await self._sampling.wait()  # vLLM takes requests in while it is paused: they wait here instead
             waited = time.monotonic() - arrived
             try:
@@ -132,6 +141,8 @@ class ModelReplica:
             except Exception:
                 await self._end_if_dead()
                 raise
+        finally:
+            self._places.give_back()
         return replace(reply, queue_seconds=reply.queue_seconds + waited, replica=self._name)
 
     async def _update(self, version: int, folder: str | None) -> None:
@@ -158,9 +169,15 @@ class _Deployed(ModelReplica):
     """As Serve keeps it: it ends with its driver, and Serve ends it by awaiting its destructor."""
 
     def __init__(
-        self, new_engine: EngineFactory, max_in_flight: int, drain_seconds: float, driver: str, weights: Any
+        self,
+        new_engine: EngineFactory,
+        max_in_flight: int,
+        drain_seconds: float,
+        driver: str,
+        weights: Any,
+        priority_seconds: float,
     ) -> None:
-        super().__init__(new_engine, max_in_flight, drain_seconds, weights)
+        super().__init__(new_engine, max_in_flight, drain_seconds, weights, priority_seconds)
         self._orphanage = Orphanage(driver)
 
     async def check_health(self) -> None:
@@ -199,7 +216,8 @@ def model_app(
         **Ask.of(config).options(nodes or []),
     }
     deployment = serve.deployment(_Deployed, **options)
-    return deployment.bind(engine_factory, config.max_in_flight, config.drain_seconds, this_driver(), weights)
+    in_flight, drain, priority = config.max_in_flight, config.drain_seconds, config.priority_seconds
+    return deployment.bind(engine_factory, in_flight, drain, this_driver(), weights, priority)
 
 
 def engine_factory(config: JobConfig) -> EngineFactory:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import Counter
 from dataclasses import dataclass, field, replace
 
 import ray
@@ -70,6 +71,8 @@ class Report:
     """What replicas told of themselves since then, by name,"""
     hosts: dict[str, HostLoad] = field(default_factory=dict[str, HostLoad])
     """and resource hosts."""
+    routes: Counter[str] = field(default_factory=Counter[str])
+    """Model calls by why they went to the replica they went to."""
     sight: Sight | None = None
     """What the runner waits for; told once in a while."""
     full: bool = False
@@ -182,7 +185,7 @@ class EpisodeRunner:
         report, self._report = self._report, Report()
         report.parked, report.unparked = self._parking.take()
         for setting in self._settings.values():
-            heard(setting, report.loads, report.hosts, report.latencies)
+            heard(setting, report.loads, report.hosts, report.latencies, report.routes)
         if self._endpoint is not None:
             report.loads.update(self._endpoint.take())
         return report

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -30,6 +31,7 @@ from rollout.parking import Parking
 from rollout.parsing import FORMATS
 from rollout.protocols import Ledger, Policy
 from rollout.segments import Parser, reading
+from rollout.serving.routing import Router
 from rollout.storage import inside
 from rollout.stream_reading import MessageReader, token_reader
 from rollout.streaming import Reader
@@ -178,10 +180,14 @@ def _new_reader(config: JobConfig, template: ChatTemplate | None) -> Callable[[i
     return partial(token_reader, template, machine)
 
 
-def heard(setting: Setting, loads: dict[str, Load], hosts: dict[str, HostLoad], latencies: Latencies) -> None:
-    """Adds what replicas and hosts told of themselves since this was asked last, and how long sessions took to open."""
+def heard(
+    setting: Setting, loads: dict[str, Load], hosts: dict[str, HostLoad], latencies: Latencies, routes: Counter[str]
+) -> None:
+    """Adds what replicas and hosts told of themselves since this was asked last, how long sessions took to open, and
+    why model calls went where they went."""
     if isinstance(policy := _engine_of(setting), ServedPolicy):
         loads.update(policy.loads())
+        routes.update(policy.take_routed())
     if isinstance(setting.sessions, HostedSessions):
         hosts.update(setting.sessions.loads())
         latencies.add(setting.sessions.take_latencies())
@@ -279,7 +285,8 @@ def _engine(job: Job, retries: int | None = None) -> Policy:
     model = job.config.model
     if isinstance(model, OpenAIConfig):
         return OpenAIPolicy(model if retries is None else model.model_copy(update={"retries": retries}))
-    return ServedPolicy(job.model, model.replicas, job.config.scheduler.silent_seconds)
+    router = Router(model.routing)
+    return ServedPolicy(job.model, model.replicas, job.config.scheduler.silent_seconds, router)
 
 
 def parser_of(config: JobConfig, template: ChatTemplate) -> Parser:

@@ -24,9 +24,10 @@ from rollout.conduct import NOTHING, Acted, Conduct, Ended, Ready, Said, answer,
 from rollout.errors import BoundaryError, ContextExceeded, NotRestored, UserError, boundary
 from rollout.family import ABANDONED, Child, Family, LentSessions
 from rollout.lifetime import opened
-from rollout.protocols import Ledger, Policy, Recorded, Seeded, Session, Sessions
+from rollout.protocols import Ledger, Placing, Policy, Recorded, Seeded, Session, Sessions
 from rollout.restoring import Diverged, Record
 from rollout.saved import Saved
+from rollout.serving.hints import HintsConfig, episode_hints, vllm_priority
 from rollout.soundness import check_completion, check_score
 from rollout.stream_reading import MessageReader
 from rollout.streaming import Hearing, Hears, Reader, sampled
@@ -55,6 +56,9 @@ from rollout.trajectory import (
 )
 
 log = logging.getLogger(__name__)
+
+HINTS = HintsConfig()
+"""How far the loop's own hints are followed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +158,8 @@ class _Episode:
                     broken = error
                     raise
                 finally:
+                    if isinstance(setting.policy, Placing):
+                        setting.policy.closed(self.lease.episode_id)
                     self.left = await self.conduct.end(stop, broken)
                 score = await self._verify(seeded.session, stop)
         except BoundaryError as error:
@@ -278,7 +284,14 @@ class _Episode:
             sampling=self.conduct.agent.sampling,
             seconds=min(limits.turn_seconds, self._seconds_left()),
             extras=extras,
+            group=self.lease.group_id,
+            priority=self._priority(),
         )
+
+    def _priority(self) -> int:
+        """That of the next call: late turns first, of long episodes more so."""
+        lease, turn = self.lease, len(self.turns)
+        return vllm_priority(episode_hints(lease.episode_id, turn, 0, lease.longer, 1.0), HINTS)
 
     async def _complete(self, prompt: Prompt, hearing: Hearing | None) -> Completion | StopReason:
         """One model call. A deadline that is the episode's own truncates; any other is the model's failure."""

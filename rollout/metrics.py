@@ -64,6 +64,12 @@ METRICS = (
     Metric("rollout_engine_waiting", "gauge", "Completions that wait in or before an engine.", ("replica",)),
     Metric("rollout_engine_kv_usage_ratio", "gauge", "Share of an engine's KV cache in use.", ("replica",)),
     Metric("rollout_engine_preemptions_total", "counter", "Completions an engine had to start again.", ("replica",)),
+    Metric(
+        "rollout_routes_total",
+        "counter",
+        "Model calls by why they went to their replica: sticks, group, placed, load, lost.",
+        ("why",),
+    ),
     Metric("rollout_sessions_open", "gauge", "Sessions a resource host holds.", ("host",)),
     Metric("rollout_sessions_expired", "gauge", "Sessions a host closed at the end of their time.", ("host",)),
     Metric("rollout_offload_calls", "gauge", "Verifier calls in a host's processes or before them.", ("host",)),
@@ -113,6 +119,8 @@ class Meters:
     latencies: Latencies = field(default_factory=Latencies)
     retries: Counter[str] = field(default_factory=Counter[str])
     """Attempts that failed and are made again, by the kind of their failure."""
+    routes: Counter[str] = field(default_factory=Counter[str])
+    """Model calls by why they went to the replica they went to (`rollout.serving.routing.Why`)."""
     committed: int = 0
     """Rows."""
     loads: Heard[Load] = field(default_factory=Heard[Load])
@@ -124,6 +132,8 @@ class Meters:
         yield from _of_tally(tally)
         for kind, count in self.retries.items():
             yield Sample("rollout_retries_total", (kind,), count)
+        for why, count in self.routes.items():
+            yield Sample("rollout_routes_total", (why,), count)
         for cause, bound, count in self.latencies.at_most():
             yield Sample(_bucket(cause), (bound,), count)
         for cause, seconds in self.latencies.sums():

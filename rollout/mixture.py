@@ -21,7 +21,7 @@ from rollout.lanes import LOOK_AHEAD, Lane
 from rollout.resource import Resource
 from rollout.scheduling import samples
 from rollout.tasks import count_tasks, read_tasks
-from rollout.trajectory import Task
+from rollout.trajectory import Lease, Task
 
 LANE_TASKS = 10**12
 """Task numbers that belong to one environment: more than any run can play."""
@@ -52,8 +52,9 @@ def lanes_of(
         source = samples(tasks, run_id, run.group_size, run.seed, done, knobs.max_attempts)
         if (lease := next(source, None)) is None:
             continue
+        waiting = itertools.chain([lease], source)
         lane = Lane(
-            source=taken_up(itertools.chain([lease], source), {} if left is None else left),
+            source=taken_up(_told(waiting, history, environment.name), {} if left is None else left),
             name=name,
             weight=environment.weight,
             limit=environment.hosts * (environment.max_sessions or resource.max_sessions),
@@ -90,6 +91,14 @@ def told_of(name: str) -> Generator[None]:
         within = f"resources.{name}"
         line = str(error)
         raise UserError(f"{within}.{line}" if line.startswith("tasks.path:") else f"{within}: {line}") from error
+
+
+def _told(leases: Iterator[Lease], history: History | None, resource: str) -> Iterator[Lease]:
+    """The leases, with what is known of how long their episodes take."""
+    if history is None or not history.usual:
+        return leases
+    usual = history.usual
+    return (replace(one, longer=history.expected(resource, one.task.id) / usual) for one in leases)
 
 
 def _expected(history: History, resource: str, task: Task) -> float:

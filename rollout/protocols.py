@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from rollout.trajectory import (
     Completion,
@@ -26,6 +26,15 @@ class Policy(Protocol):
 
     async def complete(self, prompt: Prompt) -> Completion:
         """Samples one completion."""
+        ...
+
+
+@runtime_checkable
+class Placing(Protocol):
+    """A policy that keeps a place for the calls of a session."""
+
+    def closed(self, session_id: str) -> None:
+        """No further call of the session comes. Nothing for one that is not known."""
         ...
 
 

@@ -114,6 +114,24 @@ class ModelConfig(Section):
     `vllm:TOOL_PARSER[+REASONING_PARSER]`."""
 
 
+class RoutingConfig(Section):
+    """Which replica a model call goes to: when load wins over the cache."""
+
+    crowded: Annotated[float, Field(ge=1)] = 1.25
+    """A session moves when its replica has more calls at work than this times the mean,"""
+    slack: Annotated[int, Field(ge=0)] = 2
+    """and so many more:"""
+    kv_usage: Annotated[float, Field(gt=0, le=1)] = 0.95
+    """or when the KV cache of its replica is used so far while calls wait for it."""
+    uneven: Annotated[int, Field(ge=0)] = 2
+    """A session that begins goes where it belongs as long as that replica has at most so many more than the mean of
+    sessions."""
+    max_sessions: PositiveInt = 100_000
+    """Sessions, and groups, that are remembered; those that were silent longest are forgotten first."""
+    idle_seconds: PositiveFloat = 600.0
+    """A session that was silent so long is forgotten."""
+
+
 class ReplicatedConfig(ModelConfig):
     """Engines that run in replicas on Ray Serve and speak tokens."""
 
@@ -128,6 +146,10 @@ class ReplicatedConfig(ModelConfig):
     """Completions one replica works on at once; more wait in its queue."""
     drain_seconds: PositiveFloat = 30.0
     """How long a replica that is told to stop may finish what it has."""
+    priority_seconds: Annotated[float, Field(ge=0)] = 10.0
+    """Where calls wait for a place, each later turn counts as so many seconds of waiting: episodes that have begun end
+    before others begin. 0 takes them as they come."""
+    routing: RoutingConfig = RoutingConfig()
 
 
 class VllmConfig(ReplicatedConfig):

@@ -254,6 +254,8 @@ class Lease:
     """Version of the weights when the attempt was handed out, in jobs whose weights change."""
     path: tuple[tuple[int, str], ...] = ()
     """Of a child: number and agent of each run on the way from the sample's own to this one."""
+    longer: float = 1.0
+    """How much longer than usual an episode of the task takes, where an earlier run tells."""
 
     @property
     def sample_id(self) -> str:

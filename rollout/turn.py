@@ -143,7 +143,7 @@ class Prompt:
     group: str | None = None
     """Sessions of a group begin alike: their first calls are best sampled where one of them was."""
     priority: int = 0
-    """As vLLM counts: a lower one goes first, where the engine is told to look at it."""
+    """As vLLM counts: a lower one goes first, where calls wait for a place (`model.priority_seconds`)."""
     salt: str | None = None
     """Prompts share a prefix cache only with those of the same salt."""
 

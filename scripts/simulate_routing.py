@@ -4,8 +4,10 @@
 
 Groups of sessions share their first prompt; the number of turns has a long tail and goes with the group. A replica
 keeps what it has read and sampled, as far as its KV cache reaches, and forgets what was used longest ago. A call takes
-the longer the more others are at work beside it. `cached`: share of prompt tokens that were there already. `balance`:
-work of the replica that had most, over the mean. `moved`: calls of sessions that were on another replica before.
+the longer the more others are at work beside it. `cached`: share of prompt tokens that were there already. `of ideal`:
+that share, over the one on a single replica as large and as fast as all together. `balance`: work of the replica that
+had most, over the mean, until the last session begins (behind that nothing new can make up for a long one). `moved`:
+calls of sessions that were on another replica before.
 """
 
 from __future__ import annotations
@@ -23,8 +25,9 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from rollout.config import RoutingConfig
 from rollout.load import Load
-from rollout.serving.routing import Route, Router, RoutingConfig
+from rollout.serving.routing import Route, Router
 
 SYSTEM = 2_000
 """Tokens that all sessions share."""
@@ -63,6 +66,8 @@ class Engine:
 
     name: str
     room: int
+    size: int = 1
+    """Replicas that it is as large and as fast as."""
     running: int = 0
     context: int = 0
     """Tokens of the calls at work."""
@@ -81,7 +86,7 @@ class Engine:
         self.context += session.context + sampled
         full = max(1.0, self.context / self.room)
         self.work += alone + sampled * WRITE / BATCH
-        return cached, (alone + sampled * WRITE * (1 + self.running / BATCH)) * full
+        return cached, (alone + sampled * WRITE * (1 + self.running / BATCH / self.size)) * full
 
     def end(self, session: Session) -> None:
         """The call has ended: what it has read and sampled stays, as long as there is room."""
@@ -121,6 +126,8 @@ class Job:
     read: int = 0
     moved: int = 0
     """Calls of sessions that were on another replica before."""
+    worked: Sequence[float] = ()
+    """Work of each engine when the last session began."""
     cpu: float = 0.0
     """Seconds to find places, in the mean."""
 
@@ -158,6 +165,7 @@ class Job:
                     self.router.close(session.name)
                 if (following := next(waiting, None)) is not None:
                     at(self.now, following)
+                    self.worked = [one.work for one in self.engines]
                 continue
             began = time.process_time()
             engine, route = self.route(session, self.now)
@@ -226,21 +234,27 @@ def main() -> None:
     options = parser.parse_args()
     slots = options.replicas * options.slots
     groups = options.groups or 3 * slots // options.each
-    columns = ("routing", "calls", "cached", "balance", "seconds", "moved", "us a call")
+    columns = ("routing", "calls", "cached", "of ideal", "balance", "seconds", "moved", "us a call")
     table = Table(*columns)
-    for number in range(5):
+    ideal = 0.0
+    for number in (None, *range(5)):
         engines = [Engine(f"replica-{one}", options.room) for one in range(options.replicas)]
-        name, route, router = list(ways(engines, options.seed, RoutingConfig()))[number]
+        if number is None:
+            engines = [Engine("all in one", options.replicas * options.room, options.replicas)]
+        name, route, router = list(ways(engines, options.seed, RoutingConfig()))[number or 0]
         job = Job(engines, draw(groups, options.each, options.prompt, options.seed), slots, route, router)
         job.run()
-        work = np.array([engine.work for engine in engines])
+        work = np.array(job.worked or [engine.work for engine in engines])
+        cached = job.cached / job.read
+        ideal = ideal or cached
         calls = sum(len(session.sampled) for session in job.sessions)
         balance = f"{work.max() / work.mean():.2f}"
         moved = f"{job.moved / calls:.1%}"
         table.add_row(
-            name,
+            "all in one" if number is None else name,
             f"{calls:,}",
-            f"{job.cached / job.read:.1%}",
+            f"{cached:.1%}",
+            f"{cached / ideal:.3f}",
             balance,
             f"{job.now:,.0f}",
             moved,

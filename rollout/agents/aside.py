@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from rollout.errors import ResourceDown
-from rollout.protocols import Ledger, Policy
+from rollout.protocols import Ledger, Placing, Policy
 from rollout.soundness import check_completion
 from rollout.trajectory import Completion, Extras, FinishReason, Json, Message, Prompt, Sampling
 
@@ -62,7 +62,11 @@ class Model:
             raise ValueError(f"{self.name}: {len(ids)} tokens leave no room for an answer")
         extras = Extras(grammar={"json": schema}) if self.tokens else Extras()
         prompt = Prompt(name, name, 0, ids, shown, (), room, Sampling(temperature=0.0), seconds, extras)
-        completion = await self.policy.complete(prompt)
+        try:
+            completion = await self.policy.complete(prompt)
+        finally:
+            if isinstance(self.policy, Placing):
+                self.policy.closed(name)
         check_completion(prompt, completion, None)
         if completion.finish_reason is FinishReason.ABORT:
             raise ResourceDown(f"{completion.replica or self.name}: the engine aborted")

@@ -28,7 +28,7 @@ from rollout.agents.limiter import Limiter, Permit, most_tokens, tokens_taken
 from rollout.deadlines import deadline
 from rollout.errors import RolloutError, Unavailable, describe
 from rollout.openai_wire import retry_after
-from rollout.protocols import Policy
+from rollout.protocols import Placing, Policy
 from rollout.sections import Section
 from rollout.streaming import Delta, Heard, sampled
 from rollout.trajectory import Attempt, Completion, Prompt
@@ -161,6 +161,11 @@ class RetryingPolicy:
     async def stream(self, prompt: Prompt, heard: Heard) -> Completion:
         """See StreamingPolicy. An attempt of which something was heard is the last one."""
         return await self._sampled(prompt, heard)
+
+    def closed(self, session_id: str) -> None:
+        """See Placing."""
+        if isinstance(self.policy, Placing):
+            self.policy.closed(session_id)
 
     async def _sampled(self, prompt: Prompt, heard: Heard | None) -> Completion:
         ears = None if heard is None else _Ears(heard)

@@ -3,8 +3,9 @@
 A session stays where its last turn was, for its cache. The first turns of a group share a replica, for the prompt that
 they share. Load wins over both past a bound. The place of a group is found without a table that anybody shares: of the
 two replicas that come first for it, the one with less to do (rendezvous hashing, Thaler and Ravishankar 1998; two
-choices, Mitzenmacher 2001); and the bound is that of consistent hashing with bounded loads (Mirrokni et al. 2018). So
-the groups of a replica that dies are spread over all others, and nothing else moves.
+choices, Mitzenmacher 2001), or the least busy of all where that one has more than its share; and the bound is that of
+consistent hashing with bounded loads (Mirrokni et al. 2018). So the groups of a replica that dies are spread over all
+others, and nothing else moves.
 
 `Router` is a state machine: replicas, loads, calls and the clock (seconds) go in, places come out.
 """
@@ -18,32 +19,13 @@ from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Annotated
-
-from pydantic import Field, PositiveFloat, PositiveInt
 
 from rollout.load import FRESH_SECONDS, Load
-from rollout.sections import Section
+from rollout.sections import RoutingConfig
 
 _MASK = 2**64 - 1
 _COUNT_SECONDS = 1.0
 """How often all calls are counted, lest what a silent replica told counts for ever."""
-
-
-class RoutingConfig(Section):
-    """When load wins over the cache."""
-
-    crowded: Annotated[float, Field(ge=1)] = 1.25
-    """A replica is crowded that has more than this times the mean,"""
-    slack: Annotated[int, Field(ge=0)] = 2
-    """and so many more: of sessions, and takes no further ones; of calls at work, and its sessions move when they
-    come."""
-    kv_usage: Annotated[float, Field(gt=0, le=1)] = 0.95
-    """Nor does one whose KV cache is used so far while calls wait for it."""
-    max_sessions: PositiveInt = 100_000
-    """Sessions, and groups, that are remembered; those that were silent longest are forgotten first."""
-    idle_seconds: PositiveFloat = 600.0
-    """A session that was silent so long is forgotten."""
 
 
 class Why(StrEnum):
@@ -128,8 +110,9 @@ class Router:
         """Takes in what replicas told of themselves. Who is not known is passed over."""
         for name, load in loads.items():
             if (replica := self._replicas.get(name)) is not None:
+                before = replica.calls(now)
                 replica.told, replica.at, replica.since = load, now, 0
-        self._counted = -math.inf
+                self._calls += replica.calls(now) - before
 
     def route(self, session: str, group: str | None, now: float) -> Route | None:
         """The place of a session's next call; None while there are no replicas."""
@@ -143,6 +126,13 @@ class Router:
         replica.since += 1
         self._calls += 1
         return route
+
+    def emptied(self, name: str) -> None:
+        """Who has this name now is another: its cache has nothing of the sessions that were there. Calls under way are
+        asked again."""
+        if (old := self._replicas.get(name)) is not None:
+            self._replicas[name] = _Replica(old.hashed, old.under_way)
+            self._counted = -math.inf
 
     def ended(self, route: Route) -> None:
         """The call has ended, however."""
@@ -182,16 +172,21 @@ class Router:
             self._groups.popitem(last=False)
 
     def _placed(self, key: str, now: float) -> str:
-        """The emptier one of the two replicas that come first for the key."""
+        """The emptier of the two replicas that come first for the key, unless it has more sessions than the mean."""
         number = _hashed(key)
         two = heapq.nsmallest(2, self._replicas, key=lambda name: _mixed(number ^ self._replicas[name].hashed))
-        return min(two, key=lambda name: self._busy(self._replicas[name], now))
+        home = min(two, key=lambda name: self._busy(self._replicas[name], now))
+        uneven = self._replicas[home].sessions * len(self._replicas) > len(self._sessions)
+        return self._emptiest(now) if uneven else home
+
+    def _emptiest(self, now: float) -> str:
+        return min(self._replicas, key=lambda name: self._busy(self._replicas[name], now))
 
     def _unless_crowded(self, route: Route, now: float) -> Route:
         """The replica with least to do instead, where the route's own is crowded and that is not."""
         if not self._crowded(self._replicas[route.replica], route.why, now):
             return route
-        name = min(self._replicas, key=lambda one: self._busy(self._replicas[one], now))
+        name = self._emptiest(now)
         if name == route.replica or self._crowded(self._replicas[name], route.why, now):
             return route
         return Route(name, Why.LOAD)
@@ -203,12 +198,14 @@ class Router:
 
     def _crowded(self, replica: _Replica, why: Why, now: float) -> bool:
         """For a session that is there, by the calls at work now; for one that comes, by the sessions that it has."""
+        if replica.full(now, self.config.kv_usage):
+            return True
+        if why is not Why.STICKS:
+            return replica.sessions > len(self._sessions) / len(self._replicas) + self.config.uneven
         if now - self._counted > _COUNT_SECONDS:
             self._calls, self._counted = sum(one.calls(now) for one in self._replicas.values()), now
-        sticks = why is Why.STICKS
-        here, all_of_them = (replica.calls(now), self._calls) if sticks else (replica.sessions, len(self._sessions))
-        bound = self.config.crowded * all_of_them / len(self._replicas) + self.config.slack
-        return here > bound or replica.full(now, self.config.kv_usage)
+        mean = self._calls / len(self._replicas)
+        return replica.calls(now) > self.config.crowded * mean + self.config.slack
 
     def _keep(self, session: str, name: str, now: float) -> None:
         replica = self._replicas[name]

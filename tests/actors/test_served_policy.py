@@ -20,9 +20,10 @@ from ray import cloudpickle, serve
 
 from actors.engine import EngineFactory, GenerateReply, GenerateRequest, ScriptedEngine, Told
 from actors.model import deploy, undeploy
-from actors.served_policy import BACKOFF_SECONDS, ServedPolicy, slot_of
-from rollout.config import validate
+from actors.served_policy import BACKOFF_SECONDS, ServedPolicy
+from rollout.config import RoutingConfig, validate
 from rollout.errors import ResourceDown, Unavailable
+from rollout.serving.routing import Router
 from rollout.trajectory import Completion, FinishReason, Prompt, Sampling, VersionSpan
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # replicas cannot import this file
@@ -83,19 +84,9 @@ async def served(replicas: int, new_engine: EngineFactory) -> AsyncIterator[Serv
     raw = {"run": {"dir": "unused"}, "model": {**model, "drain_seconds": 1}, "resource": {"name": "counter"}}
     handle = await deploy(validate(raw, "test"), "app", new_engine)
     try:
-        yield ServedPolicy(handle, replicas)
+        yield ServedPolicy(handle, replicas, router=Router(RoutingConfig(uneven=0)))
     finally:
         await asyncio.to_thread(undeploy, "app")
-
-
-def sessions(slots: int, each: int) -> list[str]:
-    """Sessions of which every slot has so many."""
-    names: dict[int, list[str]] = {slot: [] for slot in range(slots)}
-    number = 0
-    while any(len(found) < each for found in names.values()):
-        names[slot_of(f"run-{number}", slots)].append(f"run-{number}")
-        number += 1
-    return [name for found in names.values() for name in found[:each]]
 
 
 async def test_a_reply_becomes_a_completion(cluster: None) -> None:
@@ -111,7 +102,7 @@ async def test_a_reply_becomes_a_completion(cluster: None) -> None:
 
 
 async def test_slots_are_balanced_and_turns_stay(cluster: None) -> None:
-    names = sessions(slots=3, each=4)
+    names = [f"run-{number}" for number in range(12)]
     async with served(3, partial(Traced, LINES, 0.01, 0.0, 0)) as policy:
         turns = [await asyncio.gather(*[policy.complete(prompt(name, turn)) for name in names]) for turn in range(3)]
         loads = policy.loads()
@@ -120,12 +111,10 @@ async def test_slots_are_balanced_and_turns_stay(cluster: None) -> None:
     assert {load.waiting for load in loads.values()} == {0}
     assert places[0] == places[1] == places[2]
     assert sorted(Counter(places[0]).values()) == [4, 4, 4]
-    where = dict(zip(names, places[0], strict=True))
-    assert len({(slot_of(name, 3), replica) for name, replica in where.items()}) == 3
 
 
 async def test_turns_of_a_killed_replica_are_sampled_elsewhere(cluster: None) -> None:
-    names = sessions(slots=2, each=8)
+    names = [f"run-{number}" for number in range(16)]
     async with served(2, partial(Traced, LINES, 0.5, 0.0, 0)) as policy:
         before = await asyncio.gather(*[policy.complete(prompt(name)) for name in names])
         killed = before[0]
@@ -139,9 +128,9 @@ async def test_turns_of_a_killed_replica_are_sampled_elsewhere(cluster: None) ->
         after = before
         while killed.replica in (places := {completion.replica for completion in after}) or len(places) < 2:
             assert time.monotonic() < deadline, "Serve has not replaced the replica"
-            after = await asyncio.gather(*[policy.complete(prompt(name, 2)) for name in names])
-    kept = [(a.replica, b.replica) for a, b in zip(before, after, strict=True) if a.replica != killed.replica]
-    assert all(a == b for a, b in kept), "only the slots of the killed replica move"
+            after = await asyncio.gather(*[policy.complete(prompt(f"{name}-{time.monotonic()}")) for name in names])
+    kept = [(a.replica, b.replica) for a, b in zip(before, during, strict=True) if a.replica != killed.replica]
+    assert all(a == b for a, b in kept), "only the sessions of the killed replica move"
     assert len(kept) == 8
 
 
@@ -161,7 +150,3 @@ async def test_it_gives_up_after_a_few_tries(cluster: None) -> None:
             await policy.complete(prompt("one", REFUSED))
         with pytest.raises(ResourceDown, match=r"not now; asked 1 time$"):
             await policy.complete(prompt("one", REFUSED, seconds=BACKOFF_SECONDS[0] / 2))
-
-
-def test_a_slot_is_the_same_in_every_process() -> None:
-    assert [slot_of(f"run-{number}", 4) for number in range(6)] == [1, 3, 1, 3, 0, 2]

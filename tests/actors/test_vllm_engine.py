@@ -265,6 +265,13 @@ def test_arguments_of_the_configuration_win() -> None:
     assert (arguments["block_size"], arguments["enforce_eager"], arguments["seed"]) == (16, False, 3)
 
 
+def test_vllm_orders_its_own_queue_only_where_priorities_count() -> None:
+    assert engine_arguments(VllmConfig(), "m", 0)["scheduling_policy"] == "priority"
+    assert "scheduling_policy" not in engine_arguments(VllmConfig(priority_seconds=0.0), "m", 0)
+    told = VllmConfig(engine_args={"scheduling_policy": "fcfs"})
+    assert engine_arguments(told, "m", 0)["scheduling_policy"] == "fcfs"
+
+
 def test_workers_are_spread_by_ray_only_where_they_have_gpus() -> None:
     def backend(**section: Any) -> Any:
         return engine_arguments(VllmConfig(**section), "m", 0).get("distributed_executor_backend")

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -27,8 +27,10 @@ from fakes import (
 )
 
 from resources.calculator import Calculator
+from rollout.agents.retry import RetryingPolicy
 from rollout.episode import run_episode
 from rollout.errors import ContextExceeded, ResourceDown, ToolError, Unavailable, UserError
+from rollout.protocols import Policy
 from rollout.resource import Resource, Step, StepResource, tool
 from rollout.rows import to_table
 from rollout.scripted import ScriptedPolicy
@@ -360,6 +362,41 @@ async def test_a_model_call_knows_its_bounds() -> None:
     assert {prompt.session_id for prompt in seen} == {"run-0-0"}
     assert [prompt.max_tokens for prompt in seen] == [TOLD + 3, 10]
     assert all(0 < prompt.seconds <= 17.0 for prompt in seen)
+
+
+@dataclass
+class Keeping:
+    """Keeps a place for the calls of a session."""
+
+    inner: Policy
+    asked: list[Prompt] = field(default_factory=list[Prompt])
+    ended: list[tuple[str, int]] = field(default_factory=list[tuple[str, int]])
+    """Sessions, and how many calls had been made by then."""
+
+    async def complete(self, prompt: Prompt) -> Completion:
+        self.asked.append(prompt)
+        return await self.inner.complete(prompt)
+
+    def closed(self, session_id: str) -> None:
+        self.ended.append((session_id, len(self.asked)))
+
+
+@pytest.mark.parametrize("wrap", [lambda policy: policy, lambda policy: RetryingPolicy(policy, "m")])
+async def test_a_model_call_tells_its_group_and_late_turns_go_first(wrap: Callable[[Any], Any]) -> None:
+    policy = Keeping(says(*GOLD))
+    played = await run_episode(lease(), setting(wrap(policy)))
+    assert len(played.turns) > 2
+    assert {prompt.group for prompt in policy.asked} == {"run-0"}
+    assert [prompt.priority for prompt in policy.asked] == [-turn for turn in range(len(played.turns))]
+    assert policy.ended == [("run-0-0", len(played.turns))], "its place is free behind the last call"
+    await run_episode(lease(longer=4.0), setting(slow := Keeping(says(*GOLD))))
+    assert [prompt.priority for prompt in slow.asked] == [-turn - 2 for turn in range(len(played.turns))]
+
+
+async def test_an_episode_that_breaks_leaves_its_place() -> None:
+    policy = Keeping(FaultyPolicy(says(*GOLD), raising(ResourceDown("gone"))))
+    assert (await run_episode(lease(), setting(policy))).failure is not None
+    assert policy.ended == [("run-0-0", 1)]
 
 
 class Walk(StepResource):

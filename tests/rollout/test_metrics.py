@@ -26,6 +26,7 @@ def meters() -> Meters:
     for cause in CAUSES:
         made.latencies.observe(cause, 0.2)
     made.retries["tool"] += 2
+    made.routes["sticks"] += 5
     made.loads.hear({"replica-1": Load(running=5, waiting=2, kv_usage=0.5, preemptions=1)}, now=100.0)
     made.hosts.hear({"host 0": HostLoad(open=7, expired=1, offloaded=3)}, now=100.0)
     return made
@@ -57,6 +58,7 @@ def test_what_is_told_is_what_was_counted() -> None:
     assert values["rollout_model_seconds_bucket_total", ("0.25",)] == 1
     assert values["rollout_model_seconds_bucket_total", ("0.1",)] == 0
     assert values["rollout_episodes_left", ()] == 6
+    assert values["rollout_routes_total", ("sticks",)] == 5
     assert values["rollout_engine_waiting", ("replica-1",)] == 2
     assert values["rollout_sessions_open", ("host 0",)] == 7
 

@@ -18,6 +18,7 @@ from resources.counter import Counter
 from rollout.config import JobConfig, validate
 from rollout.episode import run_episode
 from rollout.errors import UserError
+from rollout.expectation import History, task_key
 from rollout.lanes import Lane
 from rollout.mixture import LANE_TASKS, count_episodes, lanes_of
 from rollout.progress import Done
@@ -45,6 +46,18 @@ def lanes(config: JobConfig, done: Done | None = None, **counts: int | None) -> 
 
 def numbers(leases: Iterator[Lease]) -> list[int]:
     return [lease.task.index * 2 + lease.sample_index for lease in leases]
+
+
+def test_a_lease_knows_how_long_its_episodes_took_before() -> None:
+    keys = np.array([task_key("counter", f"counter-{number}") for number in range(3)], np.uint64)
+    history = History.of(keys, np.array([10.0, 20.0, 80.0]), np.array([1, 1, 1]))
+    made = counters(a=5)["a"]
+    known = {task.id: history.expected("counter", task.id) for task in made.tasks(5)}
+    for past in (history, None):
+        (lane,) = lanes_of(job(a={}), {"a": made}, "run", Done(), past)
+        told = {lease.task.id: lease.longer for lease in lane.source}
+        assert told == {name: seconds / 20.0 if past else 1.0 for name, seconds in known.items()}
+    assert set(known.values()) == {10.0, 20.0, 80.0}
 
 
 def test_a_task_knows_its_environment_and_has_a_number_that_no_other_has() -> None:

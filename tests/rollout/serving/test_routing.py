@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rollout.config import RoutingConfig
 from rollout.load import Load
-from rollout.serving.routing import Route, Router, RoutingConfig, Why
+from rollout.serving.routing import Route, Router, Why
 
-LOOSE = RoutingConfig(crowded=1.0, slack=1000)
+LOOSE = RoutingConfig(crowded=1.0, slack=1000, uneven=1000)
 FULL = Load(running=4, waiting=3, kv_usage=0.99, preemptions=0)
 IDLE = Load(running=0, waiting=0, kv_usage=0.0, preemptions=0)
 
@@ -50,7 +51,7 @@ def test_two_routers_that_never_met_put_a_group_on_one_of_two_replicas(replicas:
 
 
 def test_load_wins_past_the_bound_and_the_group_goes_along() -> None:
-    one = router(2, RoutingConfig(crowded=1.0, slack=2))
+    one = router(2, RoutingConfig(uneven=2))
     places = [routed(one, f"g-{number}", "g") for number in range(40)]
     counts = Counter(place.replica for place in places)
     assert max(counts.values()) - min(counts.values()) <= 8
@@ -106,8 +107,40 @@ def test_sessions_of_a_dead_replica_move_with_their_groups_to_all_others_and_nob
     assert routed(one, "g0-0", "g0", 3.0).why is Why.LOST, "one of the same name has another cache"
 
 
+def test_one_that_was_replaced_under_its_name_has_lost_its_sessions_and_keeps_its_calls() -> None:
+    one = router(2)
+    home = routed(one, "s")
+    one.emptied(home.replica)
+    one.emptied("stranger")
+    assert routed(one, "s").why is Why.LOST
+    assert routed(one, "s").why is Why.STICKS
+    for _ in range(3):
+        one.ended(home)
+    assert one._replicas[home.replica].under_way == 0
+
+
+@pytest.mark.parametrize("groups", [8, 16, 64])
+def test_groups_that_begin_are_spread_evenly(groups: int) -> None:
+    one = router(4, RoutingConfig())
+    places = [routed(one, f"g{group}-{n}", f"g{group}").replica for group in range(groups) for n in range(8)]
+    assert max(Counter(places).values()) <= 2 * groups + 4, "a quarter of eight each, few more"
+    homes = sum(len(set(places[8 * group : 8 * group + 8])) for group in range(groups))
+    assert homes <= 2.5 * groups, "siblings begin on two replicas, or on three"
+
+
+def test_routers_of_several_processes_balance_by_what_replicas_tell() -> None:
+    routers = [router(4, RoutingConfig()) for _ in range(4)]
+    calls = Counter[str]()
+    for number in range(64):
+        one = routers[number % 4]
+        for teller in routers:
+            teller.hear({name: Load(calls[name], 0, 0.1, 0) for name in ("r0", "r1", "r2", "r3")}, number / 10)
+        calls[routed(one, f"s{number}", None, number / 10).replica] += 1
+    assert max(calls.values()) <= 18, calls
+
+
 def test_what_is_remembered_is_bounded_in_number_and_in_time() -> None:
-    one = router(3, RoutingConfig(crowded=1.0, slack=1000, max_sessions=10, idle_seconds=60.0))
+    one = router(3, RoutingConfig(uneven=1000, max_sessions=10, idle_seconds=60.0))
     for number in range(100):
         routed(one, f"s{number}", f"g{number}", float(number) / 10)
     assert len(one) == 10 and len(one._groups) == 10
@@ -136,7 +169,7 @@ _STEPS = st.lists(
 def test_whatever_happens_calls_go_to_replicas_that_live_and_the_counts_are_right(
     steps: list[tuple[str, int, int]],
 ) -> None:
-    one = router(5, RoutingConfig(slack=1, max_sessions=8))
+    one = router(5, RoutingConfig(slack=1, uneven=0, max_sessions=8))
     alive, under_way, now = {f"r{number}" for number in range(5)}, list[Route](), 0.0
     for what, first, second in steps:
         now += 0.7
