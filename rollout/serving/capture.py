@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from rollout.conduct import answer
-from rollout.parsing import as_message
+from rollout.parsing import as_message, reformed
 from rollout.serving.prefixes import Entry
 from rollout.tool_use import skipped
 from rollout.trajectory import Completion, Message, Sampling, Segment, ToolResult, ToolUse, Turn
@@ -141,7 +141,7 @@ def _turn(call: Called, segment: int, appended: array[int], reason: str | None) 
         agent=call.agent,
         segment=segment,
         prompt_ids=appended,
-        completion=replace(call.completion, prompt_tokens=prompt_tokens),
+        completion=replace(call.completion, prompt_tokens=prompt_tokens, prompt_ids=None),  # which `appended` holds
         segments=call.segments,
         segment_break=reason,
         sampling=call.sampling,
@@ -167,7 +167,7 @@ def _plain(messages: Iterable[Entry], all_roles: bool) -> Iterable[Message]:
         for key in ("reasoning_content", "tool_calls", "tool_call_id", "name"):
             if message.get(key):
                 plain[key] = message[key]
-        yield plain
+        yield reformed(plain, "text")
 
 
 def _text(message: Entry) -> str:
