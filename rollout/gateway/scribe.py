@@ -10,7 +10,8 @@ sends text, so that a prompt continues what the policy said, to the token. `Anew
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -19,8 +20,24 @@ from rollout.template import ChatTemplate
 from rollout.turn import Json, Message, ToolSpec
 
 
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What one call may take. None leaves it to the gateway."""
+
+    tokens: int | None = None
+    """Sampled tokens at most,"""
+    seconds: float | None = None
+    """and seconds."""
+    session: str | None = None
+    """Whose call it is: `Prompt.session_id`,"""
+    turn: int = 0
+    """how many calls of it have ended,"""
+    group: str | None = None
+    """and `Prompt.group`."""
+
+
 class Scribe(Protocol):
-    """The author of prompts, of one program or of all. Neither method may block: both run in the gateway's loop."""
+    """The author of prompts, of one program or of all. No method may block: they run in the gateway's loop."""
 
     def prompt(
         self, messages: Sequence[Message], tools: tuple[ToolSpec, ...], variables: Mapping[str, Json]
@@ -30,6 +47,14 @@ class Scribe(Protocol):
         `variables` are the request's, for the chat template. The call need not be made: a prompt that does not fit is
         refused, tokens may only be counted. Raises Refused (`rollout.wire.errors`) when nothing may be asked any more,
         UserError when the template refuses the conversation.
+        """
+        ...
+
+    def call(self, tokens: int | None) -> AbstractContextManager[Room]:
+        """Room for one call that would sample so many tokens at most, held until the block is left.
+
+        The model is asked in the block, and `keep` is called there: what is raised in it is what the call failed with.
+        Raises Refused when nothing may be asked any more.
         """
         ...
 
@@ -59,6 +84,11 @@ class Anew:
         """See Scribe."""
         template = self.template.using(variables) if variables else self.template
         return template.opening(messages, tools)
+
+    @contextmanager
+    def call(self, tokens: int | None) -> Generator[Room]:
+        """There is room for all."""
+        yield Room(tokens)
 
     def keep(self, called: Called) -> None:
         """Nothing is kept."""

@@ -19,7 +19,17 @@ from rollout.conduct import answer
 from rollout.parsing import as_message, reformed
 from rollout.serving.prefixes import Entry
 from rollout.tool_use import skipped
-from rollout.trajectory import Completion, Message, Sampling, Segment, ToolResult, ToolUse, Turn
+from rollout.trajectory import (
+    Completion,
+    Json,
+    Message,
+    Sampling,
+    Segment,
+    ToolResult,
+    ToolSpec,
+    ToolUse,
+    Turn,
+)
 
 UNTOLD = "the program never told what it answered"
 """Why a call of a program has no result that anybody has seen."""
@@ -42,6 +52,10 @@ class Called:
     sampling: Sampling = field(default_factory=Sampling)
     seconds: float = 0.0
     trainable: bool = True
+    tools: tuple[ToolSpec, ...] = ()
+    """What it might call,"""
+    variables: Mapping[str, Json] = field(default_factory=dict[str, Json])
+    """and those of its chat template: with the messages, all that its prompt was made of."""
 
 
 @dataclass(slots=True)
