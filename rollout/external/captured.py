@@ -24,7 +24,8 @@ _LIMITS = {
     StopReason.MAX_TURNS: "run.limits.max_turns ({limits.max_turns} model calls)",
     StopReason.MAX_TOKENS: "run.limits.max_tokens ({limits.max_tokens} sampled tokens)",
     StopReason.TIMEOUT: "its time",
-    StopReason.ENVIRONMENT: "its environment, which is over",
+    StopReason.ENVIRONMENT: "the end of its environment",
+    StopReason.FAILED: "something that broke",
 }
 _BROKEN = frozenset({Kind.OVERLOADED, Kind.TIMEOUT, Kind.INTERNAL, Kind.RATE_LIMIT})
 """What is refused with these is not the program's doing."""
@@ -123,6 +124,16 @@ class CapturedEpisode:
     def called(self) -> bool:
         """Some call was made and answered."""
         return self._turns > 0
+
+    @property
+    def num_turns(self) -> int:
+        """How many calls were kept."""
+        return self._turns
+
+    @property
+    def opening(self) -> int:
+        """How many messages there were before the first of them."""
+        return self._capture.opening
 
     @property
     def turns(self) -> tuple[Turn, ...]:

@@ -103,6 +103,11 @@ class Capture:
         segment.sealed, segment.last_prompt = prompt + array("i", completion.ids), prompt
         return number
 
+    @property
+    def opening(self) -> int:
+        """How many of the messages were there before the first call."""
+        return len(self._segments[0].opening) if self._segments else 0
+
     def turns(self) -> tuple[Turn, ...]:
         """All turns; calls whose results the program never told have one that says so."""
         return tuple(_whole(turn) for segment in self._segments for turn in segment.turns)
