@@ -11,6 +11,8 @@ from pydantic_core import PydanticCustomError
 from rollout.agents.pricing import CostLimitsConfig, PricingConfig
 from rollout.agents.rates import RateConfig
 from rollout.agents.section import AgentConfig
+from rollout.errors import UserError
+from rollout.gateway.section import GatewayConfig
 from rollout.sections import (
     WHOLE,
     AnyModelConfig,
@@ -24,6 +26,7 @@ from rollout.sections import (
     Section,
     TasksConfig,
 )
+from rollout.serving.catalog import ProfileConfig, agent_with, model_with
 from rollout.trajectory import Limits
 
 
@@ -37,7 +40,7 @@ class JobConfig(Section):
     resource: ResourceConfig | None = None
     """The environment,"""
     resources: Annotated[dict[ResourceName, MixedResourceConfig], Field(min_length=1)] | None = None
-    """or several by name, each with its own tasks."""
+    """or several by name, each with its own tasks. A job that has a gateway needs none to serve its model."""
     scheduler: SchedulerConfig = SchedulerConfig()
     dataset: DatasetConfig = DatasetConfig()
     logs: LogsConfig = LogsConfig()
@@ -45,16 +48,27 @@ class JobConfig(Section):
     cost: CostLimitsConfig = CostLimitsConfig()
     rate_limits: dict[str, RateConfig] = Field(default_factory=dict[str, RateConfig])
     """How often models may be asked, by name, by all runners together; `default` is for models without a limit."""
+    profile: ProfileConfig | None = None
+    """The model as those see it who use it. The job's own episodes do as it says where their sections say nothing."""
+    gateway: GatewayConfig | None = None
+    """Where programs reach the model: `rollout serve`."""
 
     @model_validator(mode="after")
     def _names_its_environment_once(self) -> Self:
-        if self.resources is None and self.resource is None:
+        if self.resources is None and self.resource is None and self.gateway is None:
             raise PydanticCustomError(WHOLE, "resource: missing; a job needs resource, or resources with several")
         if self.resources is not None and self.resource is not None:
             raise PydanticCustomError(WHOLE, "resources: expected either resource or resources, found both")
         if self.resources is not None and self.tasks != TasksConfig():
             instead = "tasks: each of resources has its own; give resources.{name}.tasks"
             raise PydanticCustomError(WHOLE, instead, {"name": min(self.resources)})
+        return self
+
+    @model_validator(mode="after")
+    def _does_as_its_profile_says(self) -> Self:
+        if self.profile is not None:
+            object.__setattr__(self, "agent", agent_with(self.agent, self.profile))
+            object.__setattr__(self, "model", model_with(self.model, self.profile))
         return self
 
     @model_validator(mode="after")
@@ -74,8 +88,12 @@ class JobConfig(Section):
 
     @property
     def environments(self) -> dict[str, MixedResourceConfig]:
-        """The environments by name, in the order of their names; the only one of a job has the empty name."""
+        """The environments by name, in the order of their names; the only one of a job has the empty name.
+
+        Raises UserError for a job that has none: it is one to be served.
+        """
         if self.resources is not None:
             return dict(sorted(self.resources.items()))
-        assert self.resource is not None, "it was validated"
+        if self.resource is None:
+            raise UserError("resource: missing; without one a job has a model to serve and nothing to run")
         return {"": MixedResourceConfig(**dict(self.resource), tasks=self.tasks)}

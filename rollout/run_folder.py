@@ -26,7 +26,7 @@ from rollout.config import JobConfig
 from rollout.errors import RolloutError, UserError, describe
 from rollout.storage import Place, absolute, folder, inside, is_remote
 
-_FREE_SECTIONS = ("scheduler", "dataset", "logs", "rate_limits")
+_FREE_SECTIONS = ("scheduler", "dataset", "logs", "rate_limits", "gateway")
 _FREE_KEYS = (
     ("run", "dir"),
     ("run", "keep_turns"),

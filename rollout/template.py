@@ -95,11 +95,12 @@ class ChatTemplate:
 
     def _placed(self, message: Message) -> dict[str, Any]:
         """A message as the template reads it: reasoning in one text, unless it reads lists."""
-        listed = isinstance(message.get("reasoning_content"), list) and self._reads != "list"
+        listed = isinstance(message.get("reasoning_content"), list) and self.reasoning_form != "list"
         return _objects(reformed(message, "text") if listed else message)
 
     @cached_property
-    def _reads(self) -> ReasoningForm:
+    def reasoning_form(self) -> ReasoningForm:
+        """How it reads earlier reasoning; one that knows none of it can be shown it in the content."""
         return form_for(self.source)
 
     def opening(self, messages: Sequence[Message], tools: Sequence[ToolSpec]) -> list[int]:

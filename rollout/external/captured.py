@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
-from rollout.errors import BoundaryError, ContextExceeded, RolloutError, describe
+from rollout.errors import RolloutError, describe
 from rollout.external.prompts import Prompts
 from rollout.gateway.scribe import Room
 from rollout.serving.capture import Called, Capture
@@ -39,10 +39,9 @@ class CapturedEpisode:
     limits: Limits
     ends: float
     """When no call may begin any more, by `clock`."""
-    group: str | None = None
-    """Episodes of a group begin alike."""
-    session: str = ""
     model: str = ""
+    context: int | None = None
+    """Tokens that the model reaches."""
     trainable: bool = True
     clock: Callable[[], float] = time.monotonic
     stop: StopReason | None = None
@@ -50,7 +49,7 @@ class CapturedEpisode:
     broken: Failure | None = None
     """What failed in the last call that ended, if that was not the program's doing."""
     full: bool = False
-    """The last call did not fit the model."""
+    """The last prompt did not fit the model."""
     answer: str = ""
     """What was said last outside reasoning and calls."""
     _prompts: Prompts = field(init=False)
@@ -69,7 +68,9 @@ class CapturedEpisode:
     ) -> Sequence[int]:
         """See Scribe."""
         self._check_open()
-        return self._prompts.prompt(messages, tools, variables)
+        ids = self._prompts.prompt(messages, tools, variables)
+        self.full = self.context is not None and len(ids) >= self.context
+        return ids
 
     @contextmanager
     def call(self, tokens: int | None) -> Generator[Room]:
@@ -86,12 +87,9 @@ class CapturedEpisode:
         most = min(left, limits.turn_tokens, left if tokens is None else tokens)
         self._calling, self._reserved = self._calling + 1, self._reserved + most
         try:
-            yield Room(most, min(seconds, limits.turn_seconds), self.session, self._turns, self.group)
+            yield Room(most, min(seconds, limits.turn_seconds))
         except RolloutError as error:
             self._note(error)
-            raise
-        except TimeoutError as error:
-            self.broken = Failure(FailureKind.MODEL, self.model, describe(error))
             raise
         finally:
             self._calling, self._reserved = self._calling - 1, self._reserved - most
@@ -154,10 +152,10 @@ class CapturedEpisode:
     def _note(self, error: RolloutError) -> None:
         """Whose doing it is that a call failed."""
         refused = error if isinstance(error, Refused) else None
-        if isinstance(error, ContextExceeded) or (refused and refused.code == "context_length_exceeded"):
+        if refused is not None and refused.code == "context_length_exceeded":
             self.full = True
-        elif isinstance(error, BoundaryError):
-            self.broken = error.failure
+        elif self.clock() >= self.ends:
+            self.end(StopReason.TIMEOUT)
         elif refused is None or refused.kind in _BROKEN:
             self.broken = Failure(FailureKind.MODEL, self.model, describe(error))
 

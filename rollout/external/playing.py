@@ -47,6 +47,8 @@ class External:
     limits: Limits
     model: str
     """What it is called."""
+    context: int | None
+    """Tokens that it reaches."""
     origin: str
     """Where programs reach the gateway: scheme, host and port."""
     episodes: OpenEpisodes
@@ -120,9 +122,8 @@ class ExternalProgram:
             external.template,
             external.limits,
             time.monotonic() + seconds,
-            group=self.lease.group_id,
-            session=self.lease.episode_id,
             model=external.model,
+            context=external.context,
             trainable=external.trainable,
         )
         specs = tuple(spec for spec in seeded.tools if agent.tools is None or spec.name in agent.tools)

@@ -15,6 +15,7 @@ from typing import cast
 
 from rollout.errors import UserError
 from rollout.external.comparing import Key, answered, keys, opening_key
+from rollout.gateway.scribe import as_read
 from rollout.serving.capture import Called
 from rollout.serving.written_calls import as_sampled
 from rollout.template import ChatTemplate
@@ -64,12 +65,12 @@ class Prompts:
         place, told = self._longest(messages, tools, variables)
         if place is not None:
             with suppress(UserError):  # what cannot be put behind a turn can perhaps be shown as a whole
-                following = template.continuation(messages[told:], place.ended)
+                following = template.continuation(as_read(template, messages[told:]), place.ended)
                 ids = place.ids()
                 ids.extend(following)
                 return ids
         written = cast(Sequence[Message], as_sampled(messages, self._arguments))
-        return array("i", template.opening(written, tools))
+        return array("i", template.opening(as_read(template, written), tools))
 
     def add(self, called: Called) -> None:
         """Conversations can go on from this call."""

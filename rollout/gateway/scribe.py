@@ -15,6 +15,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
+from rollout.parsing import reformed
 from rollout.serving.capture import Called
 from rollout.template import ChatTemplate
 from rollout.turn import Json, Message, ToolSpec
@@ -27,13 +28,7 @@ class Room:
     tokens: int | None = None
     """Sampled tokens at most,"""
     seconds: float | None = None
-    """and seconds."""
-    session: str | None = None
-    """Whose call it is: `Prompt.session_id`,"""
-    turn: int = 0
-    """how many calls of it have ended,"""
-    group: str | None = None
-    """and `Prompt.group`."""
+    """and seconds until it is given up."""
 
 
 class Scribe(Protocol):
@@ -83,7 +78,7 @@ class Anew:
     ) -> Sequence[int]:
         """See Scribe."""
         template = self.template.using(variables) if variables else self.template
-        return template.opening(messages, tools)
+        return template.opening(as_read(template, messages), tools)
 
     @contextmanager
     def call(self, tokens: int | None) -> Generator[Room]:
@@ -92,3 +87,8 @@ class Anew:
 
     def keep(self, called: Called) -> None:
         """Nothing is kept."""
+
+
+def as_read(template: ChatTemplate, messages: Sequence[Message]) -> list[Message]:
+    """Messages with earlier reasoning in the form that the template reads."""
+    return [reformed(message, template.reasoning_form) for message in messages]

@@ -52,6 +52,8 @@ class Called:
     sampling: Sampling = field(default_factory=Sampling)
     seconds: float = 0.0
     trainable: bool = True
+    constrained: bool = False
+    """A grammar left only some tokens to be drawn."""
     tools: tuple[ToolSpec, ...] = ()
     """What it might call,"""
     variables: Mapping[str, Json] = field(default_factory=dict[str, Json])
@@ -165,6 +167,7 @@ def _turn(call: Called, segment: int, appended: array[int], reason: str | None) 
         segment_break=reason,
         sampling=call.sampling,
         model_seconds=call.seconds,
+        constrained=call.constrained,
         trainable=call.trainable,
     )
 

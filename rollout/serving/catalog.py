@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -128,34 +127,6 @@ class ModelProfile:
     instructions: str
 
 
-def openai_entry(profile: ModelProfile, created: int) -> dict[str, Any]:
-    """What `/v1/models/{id}` answers a client of OpenAI's; `created` in seconds since 1970.
-
-    `context_window` and `max_output_tokens` are additions that Dynamo makes, too; `max_model_len` is vLLM's.
-    """
-    return {
-        "id": profile.name,
-        "object": "model",
-        "created": created,
-        "owned_by": "rollout",
-        "max_model_len": profile.context,
-        "context_window": profile.context,
-        "max_output_tokens": profile.max_output,
-    }
-
-
-def anthropic_entry(profile: ModelProfile, created: int) -> dict[str, Any]:
-    """What `/v1/models/{id}` answers a client of Anthropic's, one that sends the header anthropic-version."""
-    return {
-        "type": "model",
-        "id": profile.name,
-        "display_name": profile.display_name,
-        "created_at": datetime.fromtimestamp(created, UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "max_input_tokens": profile.context,
-        "max_tokens": profile.max_output,
-    }
-
-
 def codex_catalog(profiles: Sequence[ModelProfile]) -> dict[str, Any]:
     """The catalog that Codex reads from the file that its `model_catalog_json` names.
 
@@ -164,7 +135,9 @@ def codex_catalog(profiles: Sequence[ModelProfile]) -> dict[str, Any]:
     any is refused with a UserError.
     """
     if (bare := next((profile.name for profile in profiles if not profile.instructions), None)) is not None:
-        raise UserError(f"catalog.{bare}.instructions: missing; Codex has no others for it (see `codex debug models`)")
+        raise UserError(
+            f"profile.instructions: missing for {bare}; Codex has no others for it (see `codex debug models`)"
+        )
     return {"models": [_codex_model(profile, number) for number, profile in enumerate(profiles)]}
 
 
@@ -173,16 +146,16 @@ def write_codex_catalog(path: Path, profiles: Sequence[ModelProfile]) -> None:
     path.write_text(json.dumps(codex_catalog(profiles), indent=1, ensure_ascii=False) + "\n", "utf-8")
 
 
-def agent_with(agent: AgentConfig, profile: ModelProfile) -> AgentConfig:
+def agent_with(agent: AgentConfig, profile: ProfileConfig) -> AgentConfig:
     """The agent of our own episodes with what the profile says, wherever the job itself says nothing."""
     said = agent.model_fields_set
     kwargs = dict(agent.api_kwargs)
     if profile.default_effort is not None and not {"reasoning_effort", "reasoning"} & kwargs.keys():
         kwargs["reasoning_effort"] = profile.default_effort
-    if profile.max_output < profile.context:
+    if profile.max_output is not None:
         kwargs.setdefault("max_tokens", profile.max_output)
     changes: dict[str, Any] = {
-        "max_tool_output": profile.truncation.characters,
+        "max_tool_output": profile.truncation.value().characters,
         "parallel_tools": profile.parallel_calls,
         "instructions": profile.instructions or None,
     }
@@ -190,13 +163,13 @@ def agent_with(agent: AgentConfig, profile: ModelProfile) -> AgentConfig:
     return agent.model_copy(update={**told, "api_kwargs": kwargs})
 
 
-def model_with(model: AnyModelConfig, profile: ModelProfile) -> AnyModelConfig:
+def model_with(model: AnyModelConfig, profile: ProfileConfig) -> AnyModelConfig:
     """The engine of our own episodes with what the profile says, wherever the job itself says nothing."""
     said = model.model_fields_set
     changes: dict[str, Any] = {}
     if profile.parser is not None and "parser" not in said:
         changes["parser"] = profile.parser
-    if isinstance(model, VllmConfig | OpenAIConfig) and "max_model_len" not in said:
+    if profile.context is not None and isinstance(model, VllmConfig | OpenAIConfig) and "max_model_len" not in said:
         changes["max_model_len"] = profile.context
     return model.model_copy(update=changes)
 

@@ -3,52 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import unquote
 
+from rollout.serving.catalog import ModelProfile
 from rollout.wire.errors import invalid, no_such_model
 
 MOST = 1000
 """Models on a page at most, as Anthropic has it."""
 
 
-@dataclass(frozen=True, slots=True)
-class ModelProfile:
-    """What a client may know of a model. Sizes are tokens, `created` is Unix seconds."""
+def openai_entry(profile: ModelProfile, created: int) -> dict[str, Any]:
+    """A model in OpenAI's form; `created` in seconds since 1970.
 
-    name: str
-    context: int
-    """Prompt and completion together."""
-    max_output: int
-    created: int = 0
-    display_name: str | None = None
-    owner: str = "rollout"
+    `context_window` and `max_output_tokens` are additions that Dynamo makes, too; `max_model_len` is vLLM's.
+    """
+    return {
+        "id": profile.name,
+        "object": "model",
+        "created": created,
+        "owned_by": "rollout",
+        "context_window": profile.context,
+        "max_output_tokens": profile.max_output,
+        "max_model_len": profile.context,
+    }
 
-    def openai(self) -> dict[str, Any]:
-        """In OpenAI's form, with the sizes under the names that agents and vLLM's clients look for."""
-        return {
-            "id": self.name,
-            "object": "model",
-            "created": self.created,
-            "owned_by": self.owner,
-            "context_window": self.context,
-            "max_output_tokens": self.max_output,
-            "max_model_len": self.context,
-        }
 
-    def anthropic(self) -> dict[str, Any]:
-        """In Anthropic's form."""
-        return {
-            "id": self.name,
-            "type": "model",
-            "display_name": self.display_name or self.name,
-            "created_at": datetime.fromtimestamp(self.created, UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-            "lifecycle": "active",
-            "max_input_tokens": self.context,
-            "max_tokens": self.max_output,
-        }
+def anthropic_entry(profile: ModelProfile, created: int) -> dict[str, Any]:
+    """A model in Anthropic's form, for clients that send the header anthropic-version."""
+    return {
+        "id": profile.name,
+        "type": "model",
+        "display_name": profile.display_name,
+        "created_at": datetime.fromtimestamp(created, UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "lifecycle": "active",
+        "max_input_tokens": profile.context,
+        "max_tokens": profile.max_output,
+    }
 
 
 def find(profiles: Sequence[ModelProfile], path: str) -> ModelProfile:
@@ -60,13 +52,17 @@ def find(profiles: Sequence[ModelProfile], path: str) -> ModelProfile:
     raise no_such_model(name)
 
 
-def openai_list(profiles: Sequence[ModelProfile]) -> dict[str, Any]:
+def openai_list(profiles: Sequence[ModelProfile], created: int) -> dict[str, Any]:
     """All models, in OpenAI's form."""
-    return {"object": "list", "data": [profile.openai() for profile in profiles]}
+    return {"object": "list", "data": [openai_entry(profile, created) for profile in profiles]}
 
 
 def anthropic_list(
-    profiles: Sequence[ModelProfile], limit: int = 20, after: str | None = None, before: str | None = None
+    profiles: Sequence[ModelProfile],
+    created: int,
+    limit: int = 20,
+    after: str | None = None,
+    before: str | None = None,
 ) -> dict[str, Any]:
     """A page of models in Anthropic's form: those after, or before, the one named. Raises Refused."""
     if not 1 <= limit <= MOST:
@@ -81,6 +77,6 @@ def anthropic_list(
         page, more = profiles[max(0, end - limit) : end], end > limit
     else:
         page, more = profiles[start : min(end, start + limit)], start + limit < end
-    data = [profile.anthropic() for profile in page]
+    data = [anthropic_entry(profile, created) for profile in page]
     first, last = (page[0].name, page[-1].name) if page else (None, None)
     return {"data": data, "has_more": more, "first_id": first, "last_id": last}

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from fakes import IM_END, TEMPLATE, template
 
-from rollout.errors import BoundaryError, ContextExceeded
+from rollout.errors import ResourceDown
 from rollout.external.captured import CapturedEpisode
 from rollout.findings import Known
 from rollout.invariants import check_rows
@@ -21,8 +21,6 @@ from rollout.serving.capture import Called
 from rollout.template import ChatTemplate
 from rollout.trajectory import (
     Completion,
-    Failure,
-    FailureKind,
     FinishReason,
     Lease,
     Limits,
@@ -51,7 +49,7 @@ class Clock:
 
 def episode(chosen: ChatTemplate = TEMPLATE, clock: Clock | None = None, **changes: Any) -> CapturedEpisode:
     limits = replace(LIMITS, **changes)
-    return CapturedEpisode(chosen, limits, 60.0, group="g", session="e", model="m", clock=clock or Clock())
+    return CapturedEpisode(chosen, limits, 60.0, model="m", clock=clock or Clock())
 
 
 def ask(
@@ -163,7 +161,6 @@ def test_calls_at_the_same_time_stay_within_the_limits_together() -> None:
     one = episode(max_turns=3, max_tokens=60, turn_tokens=40)
     with one.call(None) as first, one.call(1000) as second:
         assert (first.tokens, second.tokens) == (40, 20)
-        assert (first.session, first.group, first.turn) == ("e", "g", 0)
         with pytest.raises(Refused, match="max_tokens \\(60 sampled tokens\\)"), one.call(5):
             pass
     assert one.stop is StopReason.MAX_TOKENS
@@ -196,16 +193,12 @@ def test_no_call_begins_behind_the_deadline_or_the_end() -> None:
         other.prompt(ASK, (), {})
 
 
-DEAD = BoundaryError(Failure(FailureKind.MODEL, "m", "no engine"))
-
-
 @pytest.mark.parametrize(
     ("error", "broken", "full"),
     [
-        (DEAD, "no engine", False),
-        (Refused(Kind.OVERLOADED, "full"), "Refused: full", False),
-        (TimeoutError(), "TimeoutError", False),
-        (ContextExceeded("too long"), None, True),
+        (ResourceDown("no engine"), "ResourceDown: no engine", False),
+        (Refused(Kind.OVERLOADED, "no engine"), "Refused: no engine", False),
+        (Refused(Kind.TIMEOUT, "no answer"), "Refused: no answer", False),
         (Refused(Kind.INVALID, "too long", code="context_length_exceeded"), None, True),
         (Refused(Kind.INVALID, "no such tool"), None, False),
     ],
@@ -220,6 +213,19 @@ def test_whose_doing_it_is_that_a_call_failed_is_known_until_one_succeeds(
     assert not one.called
     ask(one, ASK)
     assert (one.broken, one.full, one.called) == (None, False, True)
+
+
+def test_a_prompt_that_does_not_fit_is_known_and_the_end_of_the_episode_is_no_failure_of_the_model() -> None:
+    one = replace(episode(), context=10)
+    one.prompt(ASK, (), {})
+    assert one.full
+    one = replace(episode(clock=(clock := Clock())), context=1000)
+    one.prompt(ASK, (), {})
+    assert not one.full
+    with pytest.raises(Refused), one.call(None):
+        clock.now = 60.0
+        raise Refused(Kind.TIMEOUT, "no answer within 60 s")
+    assert (one.stop, one.broken) == (StopReason.TIMEOUT, None)
 
 
 def test_an_agent_that_is_not_trained_leaves_turns_that_are_not() -> None:

@@ -16,10 +16,8 @@ from rollout.serving.catalog import (
     ModelProfile,
     ProfileConfig,
     agent_with,
-    anthropic_entry,
     codex_catalog,
     model_with,
-    openai_entry,
     write_codex_catalog,
 )
 
@@ -50,8 +48,12 @@ DEMANDED = {
 """Keys without which Codex refuses a catalog: 0.169.0 as tried, and those that it demanded before (0.148)."""
 
 
+def section(**changes: Any) -> ProfileConfig:
+    return ProfileConfig.model_validate({**SECTION, **changes})
+
+
 def profile(**changes: Any) -> ModelProfile:
-    return ProfileConfig.model_validate({**SECTION, **changes}).value("org/coder", 1000)
+    return section(**changes).value("org/coder", 1000)
 
 
 def test_what_is_not_said_follows_from_the_model() -> None:
@@ -60,26 +62,6 @@ def test_what_is_not_said_follows_from_the_model() -> None:
     assert (plain.truncation.mode, plain.truncation.limit, plain.truncation.characters) == ("tokens", 10_000, 40_000)
     assert profile(truncation={"mode": "bytes", "limit": 10_000}).truncation.characters == 10_000
     assert ProfileConfig(max_output=9000).value("tiny", 8192).max_output == 8192
-
-
-def test_entries_of_the_list_of_models() -> None:
-    assert openai_entry(profile(), 1_700_000_000) == {
-        "id": "org/coder",
-        "object": "model",
-        "created": 1_700_000_000,
-        "owned_by": "rollout",
-        "max_model_len": 32_768,
-        "context_window": 32_768,
-        "max_output_tokens": 4096,
-    }
-    assert anthropic_entry(profile(display_name="Coder"), 1_700_000_000) == {
-        "type": "model",
-        "id": "org/coder",
-        "display_name": "Coder",
-        "created_at": "2023-11-14T22:13:20Z",
-        "max_input_tokens": 32_768,
-        "max_tokens": 4096,
-    }
 
 
 def test_codex_gets_every_key_that_it_demands(tmp_path: Path) -> None:
@@ -98,28 +80,28 @@ def test_codex_gets_every_key_that_it_demands(tmp_path: Path) -> None:
 
 
 def test_codex_is_not_left_without_instructions() -> None:
-    with pytest.raises(UserError, match=r"^catalog\.org/coder\.instructions: missing"):
+    with pytest.raises(UserError, match=r"^profile\.instructions: missing for org/coder"):
         codex_catalog([profile(instructions="")])
 
 
 def test_our_own_episodes_do_as_the_profile_says_where_the_job_says_nothing() -> None:
-    agent = agent_with(AgentConfig(), profile())
+    agent = agent_with(AgentConfig(), section())
     assert (agent.max_tool_output, agent.parallel_tools, agent.instructions) == (40_000, False, "You write code.")
     assert agent.api_kwargs == {"reasoning_effort": "low", "max_tokens": 4096}
     told = AgentConfig(
         max_tool_output=7, parallel_tools=True, instructions=None, api_kwargs={"reasoning": {}, "max_tokens": 5}
     )
-    assert agent_with(told, profile()) == told
-    assert agent_with(AgentConfig(), ProfileConfig().value("tiny", 8192)).api_kwargs == {}
+    assert agent_with(told, section()) == told
+    assert agent_with(AgentConfig(), ProfileConfig()).api_kwargs == {}
 
 
 def test_engines_do_as_the_profile_says_where_the_job_says_nothing() -> None:
-    vllm = model_with(VllmConfig(), profile())
+    vllm = model_with(VllmConfig(), section())
     assert isinstance(vllm, VllmConfig) and (vllm.parser, vllm.max_model_len) == (SECTION["parser"], 32_768)
     own = OpenAIConfig(engine="openai", base_url="http://x/v1", name="y", parser="hermes", max_model_len=9)
-    assert model_with(own, profile()) == own
+    assert model_with(own, section()) == own
     scripted = ScriptedConfig(engine="scripted", turns=("a",))
-    assert model_with(scripted, profile(parser=None)) == scripted
+    assert model_with(scripted, section(parser=None)) == scripted
 
 
 @pytest.mark.parametrize(

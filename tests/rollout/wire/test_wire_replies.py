@@ -15,6 +15,7 @@ from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import BaseModel, TypeAdapter
 from wire_replies import ALL, CUT_CALL, INTERLEAVED, THOUGHT, USAGE, call, reply
 
+from rollout.serving.catalog import ProfileConfig
 from rollout.turn import FinishReason
 from rollout.wire import chat, messages, models, responses
 from rollout.wire.asked import Asked
@@ -23,6 +24,8 @@ from rollout.wire.messages_stream import MessagesStream
 from rollout.wire.reply import CallEnded, CallStarted, ContentDelta, Event, Fold, WasReasoning, collected
 from rollout.wire.responses_stream import ResponsesStream
 from rollout.wire.stream import Heading, Stream
+
+CREATED = 1700000000
 
 HEADING = Heading("x_1", "org/small", 1700000000)
 CHAT = Asked("org/small", (), include_usage=True)
@@ -191,15 +194,22 @@ def test_tokens_add_up() -> None:
 
 
 def test_models_are_as_both_vendors_have_them() -> None:
-    profile = models.ModelProfile("org/small", 32768, 4096, 1700000000)
-    assert set(unknown(Model.model_validate(profile.openai()))) == {
+    profile = ProfileConfig(max_output=4096).value("org/small", 32768)
+    assert set(unknown(Model.model_validate(models.openai_entry(profile, CREATED)))) == {
         "context_window",
         "max_output_tokens",
         "max_model_len",
     }
-    assert not set(unknown(ModelInfo.model_validate(profile.anthropic())))
+    entry = models.anthropic_entry(profile, CREATED)
+    assert not set(unknown(ModelInfo.model_validate(entry)))
+    assert (entry["created_at"], entry["max_input_tokens"], entry["max_tokens"]) == (
+        "2023-11-14T22:13:20Z",
+        32768,
+        4096,
+    )
     assert models.find([profile], "org%2Fsmall") is profile
-    many = [models.ModelProfile(name, 1, 1) for name in "abcde"]
-    page = models.anthropic_list(many, 2, before="d")
+    many = [ProfileConfig().value(name, 1) for name in "abcde"]
+    page = models.anthropic_list(many, CREATED, 2, before="d")
     assert ([each["id"] for each in page["data"]], page["has_more"]) == (["b", "c"], True)
-    assert models.anthropic_list([], 2) == {"data": [], "has_more": False, "first_id": None, "last_id": None}
+    none = {"data": [], "has_more": False, "first_id": None, "last_id": None}
+    assert models.anthropic_list([], CREATED, 2) == none

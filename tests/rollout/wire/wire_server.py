@@ -15,18 +15,22 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from rollout.serving.catalog import ProfileConfig
 from rollout.wire import chat, messages, models, responses
 from rollout.wire.asked import Asked
 from rollout.wire.chat_stream import ChatOptions, ChatStream
 from rollout.wire.errors import Refused, anthropic_error, openai_error
 from rollout.wire.messages_stream import MessagesStream
-from rollout.wire.models import ModelProfile
 from rollout.wire.reply import Event, Finished, collected
 from rollout.wire.responses_stream import ResponsesStream
 from rollout.wire.stored import Kept, MemoryResponses, ResponseStore, conversation
 from rollout.wire.stream import Heading, Stream
 
-PROFILES = (ModelProfile("org/small", 32768, 4096, 1700000000, "Small"), ModelProfile("org/large", 131072, 8192))
+CREATED = 1700000000
+PROFILES = (
+    ProfileConfig(max_output=4096, display_name="Small").value("org/small", 32768),
+    ProfileConfig(max_output=8192).value("org/large", 131072),
+)
 
 
 @dataclass
@@ -108,9 +112,9 @@ class Gateway:
 
     async def models(self, request: Request) -> Response:
         if "anthropic-version" not in request.headers:
-            return JSONResponse(models.openai_list(PROFILES))
+            return JSONResponse(models.openai_list(PROFILES, CREATED))
         given = request.query_params
-        page = models.anthropic_list(PROFILES, int(given.get("limit", 20)), given.get("after_id"))
+        page = models.anthropic_list(PROFILES, CREATED, int(given.get("limit", 20)), given.get("after_id"))
         return JSONResponse(page)
 
     async def model(self, request: Request) -> Response:
@@ -119,7 +123,7 @@ class Gateway:
             found = models.find(PROFILES, request.path_params["model"])
         except Refused as refused:
             return JSONResponse(anthropic_error(refused) if anthropic else openai_error(refused), refused.status)
-        return JSONResponse(found.anthropic() if anthropic else found.openai())
+        return JSONResponse((models.anthropic_entry if anthropic else models.openai_entry)(found, CREATED))
 
     def _take(self, asked: Asked) -> Asked:
         self.asked.append(asked)
