@@ -77,6 +77,8 @@ class ExternalConfig(Section):
             raise PydanticCustomError("external", "remote runs a program of its own; expected no command and no image")
         if self.bearer_env is not None and self.remote is None:
             raise PydanticCustomError("external", "bearer_env belongs to remote")
+        if self.host in ("0.0.0.0", "::") and self.url is None:
+            raise PydanticCustomError("external", "host is no address to reach; expected url beside it")
         if any(".." in path.split("/") for path in self.files):
             raise PydanticCustomError("external", "files: expected paths within the home folder")
         return self
