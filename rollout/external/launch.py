@@ -79,7 +79,7 @@ def launch(config: ExternalConfig, around: Around, secrets: Mapping[str, str], e
     # -e NAME passes a variable on with the value that it has for docker itself, so that none is in its arguments; but
     # those that docker needs for itself are no secrets.
     variables = [f"{key}={value}" if key in own or key == "HOME" else key for key, value in given.items()]
-    name = f"rollout-{Path(around.workspace).parent.name}"
+    name = Path(around.workspace).parent.name  # nobody else's
     argv = (
         *(config.engine, "run", "--rm", "--init", "--interactive", "--name", name, "--network", config.network),
         *("--volume", f"{around.workspace}:{inside.workspace}", "--volume", f"{around.home}:{inside.home}"),

@@ -69,7 +69,7 @@ class SessionTools:
             self.scribe.end(StopReason.ENVIRONMENT)
         told = {"reward": result.reward, "done": result.done or None, "error": result.error}
         if detail := {name: value for name, value in told.items() if value is not None}:
-            self.events.append(Event(self.scribe.num_turns, "tool", call.name, detail, seconds))
+            self.events.append(Event(max(0, self.scribe.num_turns - 1), "tool", call.name, detail, seconds))
 
 
 def tool_server(episodes: OpenEpisodes) -> StreamableHTTPSessionManager:

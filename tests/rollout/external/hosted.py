@@ -111,7 +111,6 @@ async def play(
     policy: Policy | Sequence[str] = ("Done.",),
     resource: Resource | None = None,
     drops: dict[str, str] | None = None,
-    task: Any = None,
     agent: Agent | None = None,
     changes: dict[str, Any] | None = None,
     **section: Any,
@@ -120,10 +119,11 @@ async def play(
     chosen: Policy = policy if hasattr(policy, "complete") else scripted(policy)  # type: ignore[assignment,arg-type]
     config = ExternalConfig.model_validate({"command": command or (), **section})
     table = SessionTable(resource or counter())
+    first = next(iter(table.resource.tasks(0)))
     job = setting(chosen, LocalSessions(table), limits=replace(LIMITS, **(changes or {})))
     async with hosting(chosen, config) as host:
         job = replace(job, program=external(config, host, job, agent).program)
-        played = await run_episode(lease(task), job, (), drops)
+        played = await run_episode(lease(first), job, (), drops)
     (batch,) = to_table([played]).combine_chunks().to_batches()
     known = Known("run", limits=job.limits)
     return Played(played, check_rows(batch, known)[0], to_row(played), table)
