@@ -63,7 +63,7 @@ def check(config: JobConfig, resources: Mapping[str, Resource]) -> dict[str, str
     _check_tools(config, resources.values())
     _check_limits(config)
     firsts = {name: _first_task(config, name, resource) for name, resource in resources.items()}
-    template = _template(config)
+    template = check_model(config)
     with ThreadPoolExecutor(1) as aside:  # of a loop that may be running here
         variables = aside.submit(asyncio.run, _check_agent(config, template)).result()
     if template is not None:
@@ -121,8 +121,11 @@ def _check_limits(config: JobConfig) -> None:
         )
 
 
-def _template(config: JobConfig) -> ChatTemplate | None:
-    """The chat template, after looking at the folder it comes from and at what reads the model's text."""
+def check_model(config: JobConfig) -> ChatTemplate | None:
+    """The chat template, after looking at the folder it comes from and at what reads the model's text.
+
+    Raises UserError for what is wrong with them.
+    """
     model = config.model
     if isinstance(model, OpenAIConfig):
         if model.tokenizer is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import grpc
@@ -14,7 +15,7 @@ from ray._private.services import canonicalize_bootstrap_address
 from ray.job_config import JobConfig as RayJob
 
 from actors.placement import Ask
-from rollout.config import JobConfig, OpenAIConfig
+from rollout.config import JobConfig, OpenAIConfig, ReplicatedConfig
 from rollout.errors import RolloutError, UserError
 from rollout.mixture import key_of
 from rollout.sections import LogsConfig
@@ -68,8 +69,18 @@ def check_room(config: JobConfig) -> None:
         "scheduler.runners": {"CPU": config.scheduler.runners * config.scheduler.cpus_per_runner},
     }
     if not isinstance(config.model, OpenAIConfig):
-        ask = Ask.of(config.model)
-        asks["model.replicas"] = {kind: amount * ask.workers * ask.replicas for kind, amount in ask.bundle.items()}
+        asks["model.replicas"] = replicas_ask(config.model)
+    check_asks(asks)
+
+
+def replicas_ask(model: ReplicatedConfig) -> dict[str, float]:
+    """What all replicas of a model need together."""
+    ask = Ask.of(model)
+    return {kind: amount * ask.workers * ask.replicas for kind, amount in ask.bundle.items()}
+
+
+def check_asks(asks: Mapping[str, Mapping[str, float]]) -> None:
+    """Raises UserError when what these keys of a job ask for is more than all of a cluster that will not grow."""
     total = ray.cluster_resources()
     for kind in ("GPU", "CPU"):
         wanted = {name: amounts[kind] for name, amounts in asks.items() if amounts.get(kind)}

@@ -305,19 +305,19 @@ async def _until_ready(name: str, model: ReplicatedConfig, place_seconds: float,
         await asyncio.sleep(POLL_SECONDS)
 
 
-def replicas_of(name: str) -> list[dict[str, Any]]:
+def replicas_of(name: str, deployment: str = DEPLOYMENT) -> list[dict[str, Any]]:
     """What Serve tells about the replicas of an application; see `ray.serve.schema.ReplicaDetails`. Blocks."""
-    return _look(name)[2]
+    return _look(name, deployment)[2]
 
 
-def _look(name: str) -> tuple[ApplicationStatus, str, list[dict[str, Any]]]:
+def _look(name: str, of: str = DEPLOYMENT) -> tuple[ApplicationStatus, str, list[dict[str, Any]]]:
     """Status of an application, what Serve says about it, and its replicas."""
     client = _get_global_client()
     assert client is not None, "Serve was started before"
     application = client.get_serve_details()["applications"].get(name)
     if application is None:
         return ApplicationStatus.NOT_STARTED, "", []
-    deployment = application["deployments"].get(DEPLOYMENT, {})
+    deployment = application["deployments"].get(of, {})
     message = f"{application['message']}\n{deployment.get('message', '')}"
     return ApplicationStatus(application["status"]), message, list(deployment.get("replicas", ()))
 

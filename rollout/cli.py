@@ -136,6 +136,23 @@ def chat(conf: str, overrides: tuple[str, ...], address: str | None, session: st
 @main.command()
 @click.argument("conf")
 @_overrides
+@click.option("--address", help="Ray cluster to join; RAY_ADDRESS or a local one otherwise.")
+@click.option("--codex-catalog", type=Path, metavar="FILE", help="Only writes Codex's model_catalog_json to FILE.")
+@_plainly
+def serve(conf: str, overrides: tuple[str, ...], address: str | None, codex_catalog: Path | None) -> None:
+    """Serves the model of the job CONF to programs, over the APIs of OpenAI and Anthropic (docs/serving.md)."""
+    config = load(find_conf(conf), overrides)
+    from actors.serving import serve_model, write_catalog
+
+    if codex_catalog is not None:
+        write_catalog(config, codex_catalog)
+    else:
+        serve_model(config, address)
+
+
+@main.command()
+@click.argument("conf")
+@_overrides
 @click.option("--address", required=True, help="Jobs address of the cluster's head, like http://HOST:8265.")
 @click.option("--resume", is_flag=True, help="Go on with an interrupted run.")
 @click.option("--no-wait", is_flag=True, help="Do not follow the log.")

@@ -50,10 +50,11 @@ class Gateway:
         served: Served,
         config: GatewayConfig,
         store: ResponseStore,
-        key: str | None = None,
+        key: bytes | None = None,
         episodes: Episodes | None = None,
     ) -> None:
-        """`key` is what requests have to bring; those of `episodes` bring the token that opens their own."""
+        """`key` is what requests have to bring, sealed (`rollout.gateway.doors`); those of `episodes` bring the token
+        that opens their own."""
         self.counts = Counts()
         self._served = served
         self._config = config

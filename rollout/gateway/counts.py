@@ -27,14 +27,14 @@ class Counts:
     prefixes: dict[str, Touched] = field(default_factory=dict[str, Touched])
     """By rule."""
     tokens: dict[str, float] = field(default_factory=dict[str, float])
-    """Tokens that a rule took out: its characters, at the characters for a token of the prompt they stood in."""
+    """Tokens that a rule took out, about: its characters, at the characters for a token of the prompt they stood in."""
 
     def touched(self, removed: Mapping[str, int], characters: int, tokens: int) -> None:
         """One more prompt, of so many characters and tokens when the rules had been applied."""
         if not removed:
             return
         self.prefixes = tallied(self.prefixes, removed)
-        each = tokens / max(1, characters)
+        each = min(1.0, tokens / max(1, characters))
         for name, count in removed.items():
             self.tokens[name] = self.tokens.get(name, 0.0) + count * each
 

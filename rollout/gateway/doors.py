@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import hmac
 import os
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
@@ -22,8 +23,13 @@ class Gone(Exception):
     """The client hung up before it had said what it wants."""
 
 
-def key_of(host: str, key_env: str | None) -> str | None:
-    """The key that requests have to bring; None on loopback, where none is named.
+def sealed(key: str) -> bytes:
+    """What of a key is kept and sent to where requests come in: enough to know it again."""
+    return hashlib.blake2b(key.encode("utf-8", "surrogateescape")).digest()
+
+
+def key_of(host: str, key_env: str | None) -> bytes | None:
+    """The key that requests have to bring, sealed; None on loopback, where none is named.
 
     Raises UserError for a variable that is not set, and for a host that others reach without a key.
     """
@@ -32,7 +38,7 @@ def key_of(host: str, key_env: str | None) -> str | None:
         raise UserError(f"gateway.key_env: the environment variable {key_env} is not set")
     if key is None and not is_own(host):
         raise UserError(f"gateway.host: {host} can be reached by others; expected gateway.key_env with a key they need")
-    return key
+    return sealed(key) if key is not None else None
 
 
 def is_own(host: str) -> bool:
@@ -58,14 +64,14 @@ def brought(headers: Mapping[str, str]) -> str:
     return key.strip() if kind.lower() == "bearer" else ""
 
 
-def check_key(headers: Mapping[str, str], key: str | None) -> None:
+def check_key(headers: Mapping[str, str], key: bytes | None) -> None:
     """Raises Refused for a request without the key.
 
     Where none is needed, pages in a browser on this machine are kept out: they say where they are from, or ask for
     this machine by a name of their own.
     """
     if key is not None:
-        if not hmac.compare_digest(brought(headers).encode(), key.encode()):
+        if not hmac.compare_digest(sealed(brought(headers)), key):
             raise Refused(Kind.AUTHENTICATION, "expected the key, as Authorization: Bearer KEY or x-api-key: KEY")
         return
     origin, host = headers.get("origin"), headers.get("host", "")

@@ -60,8 +60,8 @@ class Request:
         headers = self.answer_headers
         if refused.retry_after is not None:
             headers.append((b"retry-after", b"%d" % max(1, round(refused.retry_after))))
-        if refused.kind in (Kind.TOO_LARGE, Kind.TIMEOUT):
-            headers.append((b"connection", b"close"))  # the rest of its body may still be to come
+        if refused.kind is Kind.TIMEOUT:
+            headers.append((b"connection", b"close"))  # the rest of its body may never come
         self.begun = True
         body = self.errors.body(refused, self.id)
         await send_whole(self.send, self.errors.status(refused), body, headers, self.seconds)

@@ -16,8 +16,8 @@ class ResponsesConfig(Section):
     """Responses that requests may go on from."""
 
     path: PathText | None = None
-    """SQLite file that keeps them beyond the end of the server; they end with it when not given."""
-    keep_hours: PositiveFloat = 720.0
+    """SQLite file that keeps them beyond the end of the server; they are in memory and end with it when not given."""
+    keep_hours: PositiveFloat = 24.0
     """A conversation that nobody went on with for so long is forgotten."""
 
 

@@ -7,7 +7,7 @@ from collections.abc import Awaitable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from rollout.errors import ResourceDown
+from rollout.errors import RolloutError
 from rollout.turn import Message
 from rollout.wire import responses
 from rollout.wire.asked import Asked
@@ -57,5 +57,5 @@ class Shelf:
 async def _answered(asked: Awaitable[T]) -> T:
     try:
         return await asked
-    except (TimeoutError, ResourceDown, sqlite3.Error) as error:
+    except (TimeoutError, RolloutError, sqlite3.Error) as error:
         raise Refused(Kind.OVERLOADED, "stored responses cannot be reached now", retry_after=1.0) from error

@@ -12,6 +12,7 @@ from typing import Any
 import uvicorn
 
 from rollout.gateway.app import Gateway
+from rollout.gateway.doors import sealed
 from rollout.gateway.scribe import Episodes
 from rollout.gateway.section import GatewayConfig
 from rollout.gateway.served import Served
@@ -107,10 +108,15 @@ async def running(
 ) -> AsyncGenerator[Running]:
     """The gateway on a port of its own."""
     gateway = Gateway(
-        served(policy, **others), config or GatewayConfig(), store or MemoryResponses(), key=key, episodes=episodes
+        served(policy, **others),
+        config or GatewayConfig(),
+        store or MemoryResponses(),
+        sealed(key) if key else None,
+        episodes,
     )
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
+        listening.listen()
         server = uvicorn.Server(uvicorn.Config(gateway, log_level="critical", lifespan="off", ws="none"))
         task = asyncio.create_task(server.serve(sockets=[listening]))
         try:
