@@ -39,7 +39,7 @@ from rollout.template import ChatTemplate
 from rollout.trajectory import Agent, Json, Lease, Sampling, Turn
 
 _PATHS = re.compile(
-    r"\.(ref|check|function|when|skills|skill_dirs|path|snapshot|output_schema|service|history_filter|stop_when)$|\.hooks\.\w+$"
+    r"\.(ref|check|function|when|skills|skill_dirs|path|snapshot|output_schema|service|external\.workspace|history_filter|stop_when)$|\.hooks\.\w+$"
 )
 """Keys whose text may be a file, or a function in one."""
 

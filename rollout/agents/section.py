@@ -121,9 +121,7 @@ class AgentConfig(MemberConfig):
             same = getattr(self, name) == told.get_default(call_default_factory=True)
             wrong = name if name not in _OF_A_PROGRAM and not same else wrong
         if wrong is not None:
-            line = (
-                "agent.{key}: a program is the agent (agent.external) and knows nothing of it; expected one of the two"
-            )
+            line = "agent.{key}: a program is the agent (agent.external) and knows nothing of it; expected one of them"
             if wrong in ("tools", "instructions"):
                 line = "agent.{key}: a program (agent.external) gets the resource's tools by name and a plain text only"
             raise PydanticCustomError(WHOLE, line, {"key": wrong})

@@ -20,10 +20,12 @@ from rollout.template import ChatTemplate
 from rollout.trajectory import Failure, FailureKind, Json, Limits, Message, StopReason, ToolSpec, Turn
 from rollout.wire.errors import Kind, Refused
 
+Priced = Callable[[Sequence[Turn]], float | None]
 _LIMITS = {
     StopReason.MAX_TURNS: "run.limits.max_turns ({limits.max_turns} model calls)",
     StopReason.MAX_TOKENS: "run.limits.max_tokens ({limits.max_tokens} sampled tokens)",
     StopReason.TIMEOUT: "its time",
+    StopReason.COST: "cost.episode_usd",
     StopReason.ENVIRONMENT: "the end of its environment",
     StopReason.FAILED: "something that broke",
 }
@@ -43,6 +45,10 @@ class CapturedEpisode:
     context: int | None = None
     """Tokens that the model reaches."""
     trainable: bool = True
+    priced: Priced | None = None
+    """What calls cost, in USD,"""
+    usd: float | None = None
+    """and what all of them may cost."""
     clock: Callable[[], float] = time.monotonic
     stop: StopReason | None = None
     """Why calls are refused, once some are."""
@@ -84,6 +90,8 @@ class CapturedEpisode:
             raise self.end(StopReason.MAX_TOKENS)
         if seconds <= 0:
             raise self.end(StopReason.TIMEOUT)
+        if self.usd is not None and self.priced is not None and (self.priced(self.turns) or 0.0) >= self.usd:
+            raise self.end(StopReason.COST)
         most = min(left, limits.turn_tokens, left if tokens is None else tokens)
         self._calling, self._reserved = self._calling + 1, self._reserved + most
         try:

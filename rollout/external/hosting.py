@@ -20,7 +20,7 @@ from rollout.external.episodes import OpenEpisodes
 from rollout.external.section import ExternalConfig
 from rollout.external.tools import tool_server
 from rollout.gateway.app import Gateway
-from rollout.gateway.doors import Receive, Scope, Send
+from rollout.gateway.doors import Receive, Scope, Send, sealed
 from rollout.gateway.section import GatewayConfig
 from rollout.gateway.served import Served
 from rollout.wire.stored import MemoryResponses
@@ -55,7 +55,7 @@ class Hosting:
         """A gateway in front of a model. Raises UserError when it cannot listen where it is told to."""
         listening = _listening(config)
         episodes = OpenEpisodes()
-        asked = Gateway(served, gateway, MemoryResponses(), secrets.token_urlsafe(), episodes)
+        asked = Gateway(served, gateway, MemoryResponses(), sealed(secrets.token_urlsafe()), episodes)
         tools, stop, ready = tool_server(episodes), asyncio.Event(), asyncio.Event()
 
         async def hold() -> None:

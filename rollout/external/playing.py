@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 from rollout.conduct import Ended
 from rollout.errors import BoundaryError, boundary
-from rollout.external.captured import CapturedEpisode
+from rollout.external.captured import CapturedEpisode, Priced
 from rollout.external.episodes import OpenEpisodes
 from rollout.external.launch import Around, files, filled, launch, posted
 from rollout.external.process import Ran, run_process
@@ -57,6 +57,10 @@ class External:
     environ: Mapping[str, str]
     """and all of them."""
     trainable: bool = True
+    priced: Priced | None = None
+    """What model calls cost, in USD."""
+    episode_usd: float | None = None
+    """What those of an episode may cost."""
 
     @asynccontextmanager
     async def program(self, lease: Lease) -> AsyncGenerator[ExternalProgram]:
@@ -125,6 +129,8 @@ class ExternalProgram:
             model=external.model,
             context=external.context,
             trainable=external.trainable,
+            priced=external.priced,
+            usd=external.episode_usd,
         )
         specs = tuple(spec for spec in seeded.tools if agent.tools is None or spec.name in agent.tools)
         tools = self._tools = SessionTools(seeded.session, specs, external.limits.tool_seconds, scribe)

@@ -30,6 +30,8 @@ from rollout.sessions import LocalSessions, SessionTable
 from rollout.trajectory import Agent, Completion, Prompt, ToolCall, ToolResult, ToolSpec, Trajectory
 
 CONTEXT = 4096
+PATIENT = (2.0, 10.0, 40.0)
+"""Seconds that a program gets to come so far as a test needs it, on a machine that is busy."""
 CLIENT = """
 import json, os, sys, urllib.request
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from aiohttp import ClientSession, web
-from hosted import CLIENT, play
+from hosted import CLIENT, PATIENT, play
 from pydantic import ValidationError
 
 from rollout.external.section import ExternalConfig
@@ -74,9 +74,12 @@ async def test_a_container_gets_its_folders_and_its_secrets_by_name_alone(
 
 async def test_a_container_that_has_to_be_killed_is_killed_by_its_name(docker: Path) -> None:
     command = ["python3", "-c", CLIENT + "ask(user('Go.'))\nimport time; time.sleep(600)"]
-    played = await play(command, image="agent:1", seconds=3.0, kill_seconds=0)
+    for seconds in PATIENT:
+        played = await play(command, image="agent:1", seconds=seconds, kill_seconds=0)
+        if played.trajectory.turns:
+            break
     assert played.trajectory.stop_reason is StopReason.TIMEOUT
-    run, kill = calls(docker)
+    run, kill = calls(docker)[-2:]
     assert kill == ["kill", run[run.index("--name") + 1]]
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 import pytest
 from fakes import TEMPLATE, FaultyPolicy, FaultySessions, lease, raising, setting
-from hosted import external, hosting, play, python, scripted
+from hosted import PATIENT, external, hosting, play, python, scripted
 
 from rollout.episode import run_episode
 from rollout.errors import ResourceDown
@@ -209,7 +209,10 @@ async def test_limits_truncate_and_the_program_is_scored(changes: Any, stop: Sto
 async def test_a_program_whose_time_is_up_is_ended_and_scored() -> None:
     code = "ask(user('Go.'))\nopen('out.txt', 'w').write('done')\nprint('begun', flush=True)\n"
     code += "import time; time.sleep(600)"
-    played = await play(python(code), resource=Desk(), seconds=3.0, kill_seconds=0.2)
+    for seconds in PATIENT:
+        played = await play(python(code), resource=Desk(), seconds=seconds, kill_seconds=0.2)
+        if played.trajectory.turns and "begun" in event(played.row)["printed"]:
+            break
     assert (played.trajectory.stop_reason, played.trajectory.reward) == (StopReason.TIMEOUT, 1.0)
     assert event(played.row) == {"status": None, "late": True, "printed": "begun\n", "complained": ""}
     assert played.findings == []
