@@ -59,6 +59,8 @@ def chat(config: JobConfig, address: str | None, session: str | None = None, for
     """
     if config.agent.pipeline is not None:
         raise UserError("agent.pipeline: nobody can talk with a pipeline; expected a job without one")
+    if config.agent.external is not None:
+        raise UserError("agent.external: nobody can talk with a program here; expected a job without one")
     sessions = asyncio.run(_sessions(config, session))
     resume = _is_of_chats(config.run.dir)
     check_folder(config.run.dir, resume)

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from actors.external import check_program
 from actors.setting import Names, budget_of, context_of, template_of
 from actors.vllm_engine import check_config
 from actors.vllm_parsers import split_reference
@@ -64,6 +65,7 @@ def check(config: JobConfig, resources: Mapping[str, Resource]) -> dict[str, str
     _check_limits(config)
     firsts = {name: _first_task(config, name, resource) for name, resource in resources.items()}
     template = check_model(config)
+    check_program(config)
     with ThreadPoolExecutor(1) as aside:  # of a loop that may be running here
         variables = aside.submit(asyncio.run, _check_agent(config, template)).result()
     if template is not None:

@@ -52,17 +52,16 @@ def gateway_of(config: JobConfig) -> GatewayConfig:
 
 
 def profile_of(config: JobConfig) -> ModelProfile:
-    """The model that a job serves, as clients see it.
+    """The model of a job, as clients see it.
 
     Raises UserError for a model whose context nobody knows, and for a profile that claims more of it.
     """
     model = config.model
-    if isinstance(model, OpenAIConfig):
-        raise UserError("model.engine: an openai endpoint is served already; expected vllm or scripted")
+    path = model.name if isinstance(model, OpenAIConfig) else model.path
     reach, section = context_of(config), config.profile or ProfileConfig()
     if reach is None:
         raise UserError("profile.context: missing; the model's config.json does not say how far it reaches")
-    profile = section.value(gateway_of(config).name or model.path, reach)
+    profile = section.value(gateway_of(config).name or path, reach)
     if profile.context > reach:
         raise UserError(f"profile.context: {profile.context} is more than the {reach} tokens that the engine takes")
     return profile

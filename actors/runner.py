@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 
 import ray
 
+from actors.external import with_program
 from actors.setting import Job, build_settings, close_settings, heard
 from rollout.config import OpenAIConfig
 from rollout.dataset import RowFile, write_file
@@ -117,7 +118,8 @@ class EpisodeRunner:
         """
         if not self._settings:
             open_many_files()
-            self._settings = await build_settings(self._job, _own_name(), self._parking)
+            settings = await build_settings(self._job, _own_name(), self._parking)
+            self._settings = await with_program(self._job, settings)
             if isinstance(model := self._job.config.model, OpenAIConfig):
                 self._endpoint = EndpointLoad(model)
             collect_rarely()

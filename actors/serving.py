@@ -54,6 +54,8 @@ def serve_model(config: JobConfig, address: str | None) -> None:
 
     Raises UserError for what is wrong with the job, RolloutError when it cannot be started.
     """
+    if isinstance(config.model, OpenAIConfig):
+        raise UserError("model.engine: an openai endpoint is served already; expected vllm or scripted")
     profile_of(config)
     check_model(config)
     section = gateway_of(config)

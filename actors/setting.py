@@ -120,7 +120,7 @@ async def build_settings(job: Job, owner: str, parking: Parking | None = None) -
 async def _agent(job: Job, template: ChatTemplate | None, policy: Policy, parking: Parking) -> Loaded | None:
     """What the agent is told beside instructions and tools; None when that is nothing."""
     config = job.config
-    if is_plain(config.agent):
+    if is_plain(config.agent) or config.agent.external is not None:
         return None
     sampling = config.model.sampling.value()
     budget = budget_of(config, job.names.model)

@@ -16,6 +16,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -24,6 +25,7 @@ from rollout.conduct import NOTHING, Acted, Conduct, Ended, Ready, Said, answer,
 from rollout.errors import BoundaryError, ContextExceeded, NotRestored, UserError, boundary
 from rollout.family import ABANDONED, Child, Family, LentSessions
 from rollout.lifetime import opened
+from rollout.programs import Played, Program, Programs
 from rollout.protocols import Ledger, Placing, Policy, Recorded, Seeded, Session, Sessions
 from rollout.restoring import Diverged, Record
 from rollout.saved import Saved
@@ -90,6 +92,8 @@ class Setting:
     """Frees what the agent's episodes share; all settings of a job share one agent. Idempotent."""
     new_reader: Callable[[int, Sequence[ToolSpec]], Reader] = MessageReader
     """Reads a turn while it is sampled, for whoever listens."""
+    program: Programs | None = None
+    """The program that makes the model calls; None where the agent is played here."""
 
 
 async def run_episode(
@@ -133,6 +137,9 @@ class _Episode:
     """The last call had all the room that the model has."""
     decided: tuple[Event, ...] = ()
     """What somebody decided about the last turn's calls."""
+    program: Program | None = None
+    played: Played | None = None
+    """What the program has done, once it has ended."""
     tool_seconds: float = 0.0
     verify_seconds: float = 0.0
     began: float = field(default_factory=time.monotonic)
@@ -148,9 +155,13 @@ class _Episode:
         dropped: str | None = None
         stop = StopReason.FAILED
         setting, snapshot = self.setting, self.record.snapshot
+        program = nullcontext() if setting.program is None else setting.program(self.lease)
         patient = replace(setting.limits, episode_seconds=setting.limits.episode_seconds + setting.patience)
         try:
-            async with opened(setting.sessions, self.lease, patient, setting.resource, snapshot) as seeded:
+            async with (
+                opened(setting.sessions, self.lease, patient, setting.resource, snapshot) as seeded,
+                program as self.program,
+            ):
                 self.tool_seconds = time.monotonic() - self.began
                 try:
                     stop = await self._converse(seeded)
@@ -160,7 +171,8 @@ class _Episode:
                 finally:
                     if isinstance(setting.policy, Placing):
                         setting.policy.closed(self.lease.episode_id)
-                    self.left = await self.conduct.end(stop, broken)
+                    ended = await self.conduct.end(stop, broken)
+                    self.left = ended if self.played is None else self.played.ended
                 score = await self._verify(seeded.session, stop)
         except BoundaryError as error:
             if isinstance(error.__cause__, NotRestored):
@@ -196,6 +208,8 @@ class _Episode:
         return played
 
     async def _converse(self, seeded: Seeded) -> StopReason:
+        if self.program is not None:
+            return await self._run(self.program, seeded)
         conduct, ledger = self.conduct, self.setting.new_ledger()
         said = await conduct.open(seeded, self.family)
         self.opening = len(said)
@@ -217,6 +231,17 @@ class _Episode:
                 self.messages += step.said
                 return stop
             said = step.said
+
+    async def _run(self, program: Program, seeded: Seeded) -> StopReason:
+        """The program's turns instead of those played here."""
+        self.messages, self.opening = list(seeded.messages), len(seeded.messages)
+        try:
+            return await program.play(seeded, self._seconds_left())
+        finally:
+            self.played = played = program.played()
+            self.turns[:], self.tool_seconds = played.turns, self.tool_seconds + played.tool_seconds
+            if played.turns:
+                self.messages, self.opening = list(played.messages), played.opening
 
     def _spent(self) -> StopReason | None:
         limits = self.setting.limits
@@ -377,6 +402,8 @@ class _Episode:
     async def _verify(self, session: Session, stop: StopReason) -> Score:
         rewards = tuple(turn.reward for turn in self.turns if turn.reward is not None)
         transcript = Transcript(tuple(self.messages), stop, rewards, self.opening, self.left.answer)
+        if (played := self.played) is not None:
+            transcript = replace(transcript, rewards=played.rewards, workspace=played.workspace)
         seconds = self.setting.limits.verify_seconds
         began = time.monotonic()
         async with boundary(FailureKind.VERIFY, self.setting.resource, seconds + TRANSPORT_SECONDS):

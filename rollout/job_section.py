@@ -84,7 +84,9 @@ class JobConfig(Section):
         """The bounds of an episode: those of the run, and the agent's own on its model calls."""
         limits, agent = self.run.limits.value(), self.agent
         most = agent.max_iterations + (agent.on_max_iterations == "force_final")
-        return limits if agent.sub_agents else replace(limits, max_turns=min(limits.max_turns, most))
+        if agent.sub_agents or agent.external is not None:
+            return limits
+        return replace(limits, max_turns=min(limits.max_turns, most))
 
     @property
     def environments(self) -> dict[str, MixedResourceConfig]:

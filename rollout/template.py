@@ -24,6 +24,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
 from rollout.errors import UserError, describe
+from rollout.parsing.history import ReasoningForm, form_for, reformed
 from rollout.template_names import names_read
 from rollout.trajectory import Message, ToolSpec
 
@@ -83,7 +84,7 @@ class ChatTemplate:
         """
         try:
             return self._template.render(
-                messages=[_objects(message) for message in messages],
+                messages=[self._placed(message) for message in messages],
                 tools=[spec.as_openai() for spec in tools] or None,
                 add_generation_prompt=prompted,
                 **self._specials,
@@ -91,6 +92,16 @@ class ChatTemplate:
             )
         except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:  # it runs foreign code
             raise UserError(f"the model's chat template refuses the conversation: {describe(error)}") from error
+
+    def _placed(self, message: Message) -> dict[str, Any]:
+        """A message as the template reads it: reasoning in one text, unless it reads lists."""
+        listed = isinstance(message.get("reasoning_content"), list) and self.reasoning_form != "list"
+        return _objects(reformed(message, "text") if listed else message)
+
+    @cached_property
+    def reasoning_form(self) -> ReasoningForm:
+        """How it reads earlier reasoning; one that knows none of it can be shown it in the content."""
+        return form_for(self.source)
 
     def opening(self, messages: Sequence[Message], tools: Sequence[ToolSpec]) -> list[int]:
         """Token ids of a whole conversation, ending with the header of the policy's turn.

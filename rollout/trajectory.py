@@ -191,6 +191,8 @@ class Transcript:
     """How many messages there were before the policy's first turn."""
     value: Json = None
     """The answer where it is not simply the last turn's text: a value of the form asked for, or a tool's result."""
+    workspace: str | None = None
+    """The folder a program worked in that was the agent, on the machine of its runner, as it left it."""
 
     @property
     def answer(self) -> str:

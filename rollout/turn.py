@@ -20,8 +20,7 @@ class Message(TypedDict):
     role: str
     content: str
     reasoning_content: NotRequired[str | list[str]]
-    reasoning_segments: NotRequired[list[str]]
-    """Where reasoning stands between calls: entry i came before call i, one more may follow the last."""
+    """A list where reasoning stands between calls: entry i came before call i, one more may follow the last."""
     tool_calls: NotRequired[list[dict[str, Any]]]
     tool_call_id: NotRequired[str]
     name: NotRequired[str]

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from rollout.agents.mcp_tools import McpServers
 
 _PATHS = re.compile(
-    r"\.(ref|check|function|when|skills|skill_dirs|path|snapshot|output_schema|service|history_filter|stop_when)$|\.hooks\.\w+$"
+    r"\.(ref|check|function|when|skills|skill_dirs|path|snapshot|output_schema|service|external\.workspace|history_filter|stop_when)$|\.hooks\.\w+$"
 )
 """Keys whose text may be a file, or a function in one."""
 

@@ -23,6 +23,7 @@ from rollout.agents.skills import SkillsConfig
 from rollout.agents.structured import OutputConfig
 from rollout.agents.tool_section import ToolConfig
 from rollout.errors import nearest
+from rollout.external.section import ExternalConfig
 from rollout.sections import WHOLE
 from rollout.trajectory import Agent, Sampling
 
@@ -92,6 +93,8 @@ class AgentConfig(MemberConfig):
     """Where conversations are kept that chats go on in and tasks begin with; nowhere when not given."""
     children: ChildrenConfig = ChildrenConfig()
     """What the runs may do that agents begin."""
+    external: ExternalConfig | None = None
+    """A program that is the agent: it makes the model calls, with tools and instructions of its own."""
     streaming_tools: bool = False
     """A call begins as soon as it is whole, while the policy still samples what comes behind it."""
 
@@ -109,6 +112,22 @@ class AgentConfig(MemberConfig):
         return self
 
     @model_validator(mode="after")
+    def _has_a_program_of_its_own(self) -> Self:
+        if self.external is None:
+            return self
+        own = any(not isinstance(tool, str) for tool in self.tools or ())
+        wrong = "tools" if own else "instructions" if not isinstance(self.instructions, str | None) else None
+        for name, told in AgentConfig.model_fields.items():
+            same = getattr(self, name) == told.get_default(call_default_factory=True)
+            wrong = name if name not in _OF_A_PROGRAM and not same else wrong
+        if wrong is not None:
+            line = "agent.{key}: a program is the agent (agent.external) and knows nothing of it; expected one of them"
+            if wrong in ("tools", "instructions"):
+                line = "agent.{key}: a program (agent.external) gets the resource's tools by name and a plain text only"
+            raise PydanticCustomError(WHOLE, line, {"key": wrong})
+        return self
+
+    @model_validator(mode="after")
     def _names_agents_once(self) -> Self:
         if self.name in self.sub_agents:
             line = "agent.sub_agents.{name}: is the name of the agent itself; expected another"
@@ -116,6 +135,8 @@ class AgentConfig(MemberConfig):
         return self
 
 
+_OF_A_PROGRAM = frozenset({"name", "external", "tools", "instructions", "trainable", "retry", "max_iterations"})
+"""Keys that say something where a program is the agent; max_iterations is run.limits.max_turns, where that is given."""
 _OF_A_PIPELINE = frozenset({"pipeline", "sub_agents", "handoffs", "max_iterations"})
 """Keys that say something where no model call is made; max_iterations is everybody's (run.limits.max_turns)."""
 

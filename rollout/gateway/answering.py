@@ -16,11 +16,13 @@ from dataclasses import dataclass, replace
 from rollout.deadlines import deadline
 from rollout.errors import BoundaryError, ContextExceeded, ResourceDown
 from rollout.gateway.asking import Call
+from rollout.gateway.scribe import Room
 from rollout.gateway.served import Served
 from rollout.gateway.stops import Stops
 from rollout.parsing import Event as Read
 from rollout.parsing import Machine, as_segments
 from rollout.serving.capture import Called
+from rollout.soundness import check_completion
 from rollout.stream_reading import Detokenizer
 from rollout.streaming import Delta, StreamingPolicy
 from rollout.template import ChatTemplate
@@ -47,8 +49,22 @@ class Answered:
 async def answer(served: Served, call: Call, hears: Hears, listens: bool) -> Answered:
     """Makes the call and tells all that comes of it; `listens` when it is to be told as it comes.
 
-    Raises Refused when the model gives no answer within the prompt's seconds, or none at all.
+    Raises Refused when there is no room for it, when the model gives no answer within the prompt's seconds, or none at
+    all.
     """
+    with call.whose.scribe.call(call.prompt.max_tokens) as room:
+        return await _answer(served, _within(call, room), hears, listens)
+
+
+def _within(call: Call, room: Room) -> Call:
+    prompt = call.prompt
+    tokens = prompt.max_tokens if room.tokens is None else room.tokens
+    seconds = prompt.seconds if room.seconds is None else room.seconds
+    within = replace(prompt, max_tokens=min(prompt.max_tokens, tokens), seconds=min(prompt.seconds, seconds))
+    return replace(call, prompt=within)
+
+
+async def _answer(served: Served, call: Call, hears: Hears, listens: bool) -> Answered:
     prompt, policy = call.prompt, served.policy
     began = time.monotonic()
     hears(Begun(len(prompt.ids)))
@@ -59,6 +75,7 @@ async def answer(served: Served, call: Call, hears: Hears, listens: bool) -> Ans
                 completion = await policy.stream(prompt, reader.heard)
             else:
                 completion = await policy.complete(prompt)
+        check_completion(prompt, completion, served.vocabulary)
     except (ContextExceeded, ResourceDown, BoundaryError, TimeoutError) as error:
         raise refusal(error, prompt.seconds) from error
     if completion.finish_reason is FinishReason.ABORT:
@@ -141,6 +158,8 @@ def _called(call: Call, completion: Completion, segments: tuple[Segment, ...], s
         sampling=prompt.sampling,
         seconds=seconds,
         constrained=prompt.extras.grammar is not None,
+        tools=prompt.tools,
+        variables=call.asked.template_variables,
     )
 
 

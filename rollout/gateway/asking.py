@@ -13,7 +13,6 @@ from rollout.gateway.choices import grammar
 from rollout.gateway.scribe import Scribe
 from rollout.gateway.section import GatewayConfig
 from rollout.gateway.served import Served
-from rollout.parsing import reformed
 from rollout.parsing import shown as with_reasoning
 from rollout.serving.hints import Hints, vllm_priority
 from rollout.serving.prefixes import stabilized
@@ -65,7 +64,7 @@ def rendered(served: Served, asked: Asked, scribe: Scribe) -> Shown:
     """The prompt of a request. Raises Refused for one that the template does not take."""
     entries = [_entry(spec) for spec in asked.offered]
     stable = stabilized(asked.messages, entries, served.rules)
-    messages = _with_reasoning(served, cast(Sequence[Message], stable.messages))
+    messages = with_reasoning(cast(Sequence[Message], stable.messages), served.keep)
     tools = tuple(
         spec if told is entry else ToolSpec(**told)
         for spec, entry, told in zip(asked.offered, entries, stable.tools, strict=True)
@@ -106,20 +105,6 @@ def call_of(served: Served, asked: Asked, whose: Whose, shown: Shown, id: str, c
 
 def _entry(spec: ToolSpec) -> dict[str, Any]:
     return {"name": spec.name, "description": spec.description, "parameters": spec.parameters}
-
-
-def _with_reasoning(served: Served, messages: Sequence[Message]) -> list[Message]:
-    """The messages with as much of earlier reasoning as is to be shown, in the form that the template reads."""
-    form = served.reasoning_form
-    told = with_reasoning(messages, served.keep)
-    if form == "text":
-        return told
-    return [reformed(_in_parts(message), form) for message in told]
-
-
-def _in_parts(message: Message) -> Message:
-    segments = message.get("reasoning_segments")
-    return message if not segments else cast(Message, {**message, "reasoning_content": segments})
 
 
 def _places(messages: Sequence[Message], whose: Whose) -> tuple[str, str]:

@@ -17,6 +17,7 @@ from rollout.deadlines import deadline
 from rollout.errors import RolloutError
 from rollout.gateway.asking import Call
 from rollout.gateway.counts import Counts
+from rollout.gateway.scribe import as_read
 from rollout.gateway.served import Served
 from rollout.serving.hints import HintsConfig
 from rollout.turn import NO_EXTRAS, Prompt, Sampling
@@ -65,7 +66,7 @@ class Prefills:
         template = self._served.template.using(variables) if variables else self._served.template
         messages = (*call.prompt.messages, reply.message)
         try:
-            ids = template.encode(template.render(messages, call.prompt.tools, prompted=False))
+            ids = template.encode(template.render(as_read(template, messages), call.prompt.tools, prompted=False))
         except RolloutError:  # the template does not take it: nor will it later
             return None
         cached = [*call.prompt.ids, *sampled]

@@ -10,17 +10,29 @@ sends text, so that a prompt continues what the policy said, to the token. `Anew
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
+from rollout.parsing import reformed
 from rollout.serving.capture import Called
 from rollout.template import ChatTemplate
 from rollout.turn import Json, Message, ToolSpec
 
 
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What one call may take. None leaves it to the gateway."""
+
+    tokens: int | None = None
+    """Sampled tokens at most,"""
+    seconds: float | None = None
+    """and seconds until it is given up."""
+
+
 class Scribe(Protocol):
-    """The author of prompts, of one program or of all. Neither method may block: both run in the gateway's loop."""
+    """The author of prompts, of one program or of all. No method may block: they run in the gateway's loop."""
 
     def prompt(
         self, messages: Sequence[Message], tools: tuple[ToolSpec, ...], variables: Mapping[str, Json]
@@ -30,6 +42,14 @@ class Scribe(Protocol):
         `variables` are the request's, for the chat template. The call need not be made: a prompt that does not fit is
         refused, tokens may only be counted. Raises Refused (`rollout.wire.errors`) when nothing may be asked any more,
         UserError when the template refuses the conversation.
+        """
+        ...
+
+    def call(self, tokens: int | None) -> AbstractContextManager[Room]:
+        """Room for one call that would sample so many tokens at most, held until the block is left.
+
+        The model is asked in the block, and `keep` is called there: what is raised in it is what the call failed with.
+        Raises Refused when nothing may be asked any more.
         """
         ...
 
@@ -58,7 +78,17 @@ class Anew:
     ) -> Sequence[int]:
         """See Scribe."""
         template = self.template.using(variables) if variables else self.template
-        return template.opening(messages, tools)
+        return template.opening(as_read(template, messages), tools)
+
+    @contextmanager
+    def call(self, tokens: int | None) -> Generator[Room]:
+        """There is room for all."""
+        yield Room(tokens)
 
     def keep(self, called: Called) -> None:
         """Nothing is kept."""
+
+
+def as_read(template: ChatTemplate, messages: Sequence[Message]) -> list[Message]:
+    """Messages with earlier reasoning in the form that the template reads."""
+    return [reformed(message, template.reasoning_form) for message in messages]

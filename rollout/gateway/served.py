@@ -16,8 +16,6 @@ from rollout.parsing import (
     Keep,
     Machine,
     ReasoningDelta,
-    ReasoningForm,
-    form_for,
 )
 from rollout.parsing.events import ArgumentsDelta
 from rollout.protocols import Policy
@@ -50,16 +48,13 @@ class Served:
     """Which reasoning of earlier turns a prompt shows."""
     created: int = 0
     """Unix seconds."""
+    vocabulary: int | None = None
+    """Token ids the model has; None when nobody knows."""
 
     @cached_property
     def anew(self) -> Anew:
         """The scribe of calls that belong to no episode."""
         return Anew(self.template)
-
-    @cached_property
-    def reasoning_form(self) -> ReasoningForm:
-        """How its template reads earlier reasoning."""
-        return form_for(self.template.source)
 
     @property
     def format_name(self) -> str:

@@ -16,10 +16,20 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from rollout.conduct import answer
-from rollout.parsing import as_message
+from rollout.parsing import as_message, reformed
 from rollout.serving.prefixes import Entry
 from rollout.tool_use import skipped
-from rollout.trajectory import Completion, Message, Sampling, Segment, ToolResult, ToolUse, Turn
+from rollout.trajectory import (
+    Completion,
+    Json,
+    Message,
+    Sampling,
+    Segment,
+    ToolResult,
+    ToolSpec,
+    ToolUse,
+    Turn,
+)
 
 UNTOLD = "the program never told what it answered"
 """Why a call of a program has no result that anybody has seen."""
@@ -44,6 +54,10 @@ class Called:
     trainable: bool = True
     constrained: bool = False
     """A grammar left only some tokens to be drawn."""
+    tools: tuple[ToolSpec, ...] = ()
+    """What it might call,"""
+    variables: Mapping[str, Json] = field(default_factory=dict[str, Json])
+    """and those of its chat template: with the messages, all that its prompt was made of."""
 
 
 @dataclass(slots=True)
@@ -90,6 +104,11 @@ class Capture:
         segment.turns.append(_turn(call, number, appended, reason))
         segment.sealed, segment.last_prompt = prompt + array("i", completion.ids), prompt
         return number
+
+    @property
+    def opening(self) -> int:
+        """How many of the messages were there before the first call."""
+        return len(self._segments[0].opening) if self._segments else 0
 
     def turns(self) -> tuple[Turn, ...]:
         """All turns; calls whose results the program never told have one that says so."""
@@ -143,7 +162,7 @@ def _turn(call: Called, segment: int, appended: array[int], reason: str | None) 
         agent=call.agent,
         segment=segment,
         prompt_ids=appended,
-        completion=replace(call.completion, prompt_tokens=prompt_tokens),
+        completion=replace(call.completion, prompt_tokens=prompt_tokens, prompt_ids=None),  # which `appended` holds
         segments=call.segments,
         segment_break=reason,
         sampling=call.sampling,
@@ -170,7 +189,7 @@ def _plain(messages: Iterable[Entry], all_roles: bool) -> Iterable[Message]:
         for key in ("reasoning_content", "tool_calls", "tool_call_id", "name"):
             if message.get(key):
                 plain[key] = message[key]
-        yield plain
+        yield reformed(plain, "text")
 
 
 def _text(message: Entry) -> str:

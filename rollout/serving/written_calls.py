@@ -36,28 +36,27 @@ def _with_arguments(call: Entry, written: str | None) -> Entry:
     function = cast(Entry, call["function"])
     sent = function.get("arguments", "")
     text = sent if isinstance(sent, str) else json.dumps(sent, ensure_ascii=False)
-    if written is not None and text != written and _says_the_same(text, written):
+    if written is not None and text != written and meaning(text) == meaning(written):
         text = written
     return call if text is sent else {**call, "function": {**function, "arguments": text}}
 
 
-def _says_the_same(one: str, other: str) -> bool:
+def meaning(arguments: str) -> str:
+    """What arguments say, as a text that is equal for equal JSON values, read as a program does that has doubles only;
+    those that are no JSON as they are."""
     try:
-        return _equal(json.loads(one), json.loads(other))
+        return json.dumps(_as_doubles(json.loads(arguments or "{}")), sort_keys=True)
     except (ValueError, OverflowError, RecursionError):  # the last for a thousand brackets
-        return False
+        return arguments.strip()
 
 
-def _equal(one: Json, other: Json) -> bool:
-    """As JSON values; numbers as a program sees them that has doubles only."""
-    if isinstance(one, bool) or isinstance(other, bool):
-        return one is other
-    if isinstance(one, int | float) and isinstance(other, int | float):
-        return float(one) == float(other)
-    if isinstance(one, dict) and isinstance(other, dict):
-        mine, theirs = cast(dict[str, Json], one), cast(dict[str, Json], other)
-        return mine.keys() == theirs.keys() and all(_equal(value, theirs[key]) for key, value in mine.items())
-    if isinstance(one, list) and isinstance(other, list):
-        left, right = cast(list[Json], one), cast(list[Json], other)
-        return len(left) == len(right) and all(map(_equal, left, right))
-    return one == other
+def _as_doubles(value: Json) -> Json:
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, int):
+        return float(value)
+    if isinstance(value, dict):
+        return {name: _as_doubles(one) for name, one in cast(dict[str, Json], value).items()}
+    if isinstance(value, list):
+        return [_as_doubles(one) for one in cast(list[Json], value)]
+    return value

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from rollout.parsing.history import reformed
 from rollout.turn import FinishReason, Message, ToolCall
 from rollout.wire.asked import Asked, Drawing, Form, Named, Reasoning, ToolChoice
 from rollout.wire.errors import invalid
@@ -241,9 +242,12 @@ def whole(asked: Asked, heading: Heading, reply: Whole) -> dict[str, Any]:
     """The body of a reply that is not streamed. A call that was cut off is left out."""
     said = reply.message
     message: dict[str, Any] = {"role": "assistant", "content": said["content"] or None, "refusal": None}
-    for key in ("reasoning_content", "reasoning_segments", "tool_calls"):
-        if (value := said.get(key)) is not None:
-            message[key] = value
+    if reasoning := said.get("reasoning_content"):
+        message["reasoning_content"] = reformed(said, "text").get("reasoning_content")
+        if not isinstance(reasoning, str):  # clients read a text; the list has the places, for those that send it back
+            message["reasoning_segments"] = reasoning
+    if "tool_calls" in said:
+        message["tool_calls"] = said["tool_calls"]
     reason = finish_reason(reply.finished.reason, bool(reply.calls))
     return {
         "id": heading.id,

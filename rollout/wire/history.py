@@ -39,13 +39,12 @@ class Draft:
         self.ends_in_text = False
 
     def message(self) -> Message:
-        """The message. Reasoning that stands between calls is also told by its place."""
+        """The message. Reasoning is a list where some of it stands between calls."""
         message: Message = {"role": "assistant", "content": "\n".join(self._content)}
-        if reasoning := "\n".join(text for text in self._reasoning if text):
-            message["reasoning_content"] = reasoning
         if any(self._reasoning[1:]):
-            segments = self._reasoning if self._reasoning[-1] else self._reasoning[:-1]
-            message["reasoning_segments"] = list(segments)
+            message["reasoning_content"] = list(self._reasoning if self._reasoning[-1] else self._reasoning[:-1])
+        elif self._reasoning[0]:
+            message["reasoning_content"] = self._reasoning[0]
         if self._calls:
             message["tool_calls"] = self._calls
         return message

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -16,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rollout.gateway.choices import grammar
-from rollout.gateway.scribe import Scribe
+from rollout.gateway.scribe import Room, Scribe
 from rollout.gateway.section import GatewayConfig
 from rollout.gateway.stops import Stops
 from rollout.segments import hermes
@@ -151,6 +152,10 @@ class Kept(Scribe):
         self, messages: Sequence[Message], tools: tuple[ToolSpec, ...], variables: Mapping[str, Json]
     ) -> Sequence[int]:
         return TEMPLATE.opening(messages, tools)
+
+    @contextmanager
+    def call(self, tokens: int | None) -> Generator[Room]:
+        yield Room(tokens)
 
     def keep(self, called: Called) -> None:
         self.kept.append(called)

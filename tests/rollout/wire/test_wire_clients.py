@@ -66,7 +66,7 @@ async def test_chat_is_answered(gateway: Gateway, gpt: openai.AsyncOpenAI) -> No
     done = await gpt.chat.completions.create(model=NAME, messages=[*ASK, said, *results])
     assert done.choices[0].message.content == "Good day."
     told = gateway.asked[1].messages[1]
-    assert told.get("reasoning_segments") == ["First add.", "Then look."]
+    assert told.get("reasoning_content") == ["First add.", "Then look."]
     assert [each["function"]["arguments"] for each in told.get("tool_calls", ())] == [ADD, LOOK]
 
 
@@ -108,7 +108,7 @@ async def test_a_response_is_answered_and_gone_on_from(gateway: Gateway, gpt: op
     third = await gpt.responses.create(model=NAME, previous_response_id=events[-1].response.id, input="And?")
     roles = [message["role"] for message in gateway.asked[2].messages]
     assert roles == ["user", "assistant", "tool", "tool", "assistant", "user"]
-    assert gateway.asked[2].messages[1].get("reasoning_segments") == ["First add.", "Then look."]
+    assert gateway.asked[2].messages[1].get("reasoning_content") == ["First add.", "Then look."]
     assert third.previous_response_id == events[-1].response.id
     with pytest.raises(openai.NotFoundError) as caught:
         await gpt.responses.create(model=NAME, previous_response_id="resp_none", input="And?")
@@ -159,7 +159,7 @@ async def test_messages_are_answered(gateway: Gateway, claude: anthropic.AsyncAn
     assert done.stop_reason == "end_turn"
     told = gateway.asked[1].messages
     assert [message["role"] for message in told] == ["user", "assistant", "tool", "tool", "user"]
-    assert told[1].get("reasoning_segments") == ["First add.", "Then look."]
+    assert told[1].get("reasoning_content") == ["First add.", "Then look."]
     assert [each["function"]["arguments"] for each in told[1].get("tool_calls", ())] == [ADD, LOOK]
     assert told[3]["content"] == "Error: no such place"
 

@@ -100,11 +100,10 @@ def test_reasoning_of_earlier_turns_keeps_its_place() -> None:
     calls = [{"id": id, "type": "function", "function": {"name": "add", "arguments": '{ "a":1}'}} for id in ("x", "y")]
     said = {"role": "assistant", "content": None, "reasoning_content": ["one", "two", "three"], "tool_calls": calls}
     told = of_chat(messages=[USER, said]).messages[1]
-    assert told.get("reasoning_segments") == ["one", "two", "three"]
-    assert told.get("reasoning_content") == "one\ntwo\nthree"
+    assert told.get("reasoning_content") == ["one", "two", "three"]
     assert [call["function"]["arguments"] for call in told.get("tool_calls", ())] == ['{ "a":1}'] * 2
     plain = of_chat(messages=[USER, {**said, "reasoning_content": "one"}]).messages[1]
-    assert "reasoning_segments" not in plain and plain.get("reasoning_content") == "one"
+    assert plain.get("reasoning_content") == "one"
 
 
 def test_what_a_client_keeps_sealed_is_read_again() -> None:
