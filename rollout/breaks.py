@@ -130,6 +130,9 @@ def _join(ids: Ids, held: Pieces, segment: Pieces, drift: int) -> Pieces | None:
         parts += [_stretch(opening, told, there), _stretch(held, here, here + length)]
         told = there + length
     whole = _joined([*parts, _stretch(opening, told, size), rest])
+    if whole.sampled[0]:  # all before it fell out: what stands first follows from nothing, and nobody can train on it
+        first_token, behind = _stretch(whole, 0, 1), _stretch(whole, 1, int(whole.length.sum()))
+        whole = _joined([replace(first_token, sampled=np.zeros(1, bool)), behind])
     return replace(whole, sample=np.full_like(whole.sample, held.sample[0]))
 
 

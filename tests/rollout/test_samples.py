@@ -110,6 +110,15 @@ def test_tokens_may_be_put_in_and_left_out() -> None:
     assert left_out(samples) == {"realigned": {"episodes": 1, "tokens": 1}}
 
 
+def test_what_stands_first_is_never_trained_on() -> None:
+    """It follows from nothing: whoever shifts a sample by one to train on it would lose it without a word."""
+    nothing_before = (turn([1], [10, 11]), turn([10, 11, 2], [12], 1))
+    samples = derived(row(*nothing_before), breaks="realign", drift=1)
+    assert samples.to_pylist()[0]["token_ids"] == [10, 11, 2, 12]
+    assert samples.to_pylist()[0]["loss_mask"] == [0, 1, 0, 1]
+    assert left_out(samples) == {"realigned": {"episodes": 1, "tokens": 1}}
+
+
 def test_the_bound_is_for_all_differences_of_a_break_together() -> None:
     history = list(range(10, 30))
     told = [99 if token in (12, 20, 27) else token for token in history]
