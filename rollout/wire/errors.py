@@ -48,6 +48,9 @@ _OPENAI_TYPES = {
     Kind.TIMEOUT: "server_error",
     Kind.INTERNAL: "server_error",
 }
+THREADS = "thread_unsupported_request"
+"""The code by which a client of Anthropic's knows that it is to go on without a thread, a conversation that the server
+holds (the beta message-threads-2026-08-12)."""
 _OPENAI_CODES = {Kind.RATE_LIMIT: "rate_limit_exceeded", Kind.OVERLOADED: "overloaded", Kind.TIMEOUT: "timeout"}
 
 
@@ -116,7 +119,9 @@ def openai_error(refused: Refused) -> dict[str, Any]:
 
 def anthropic_error(refused: Refused, request_id: str | None = None) -> dict[str, Any]:
     """The body of Anthropic's API."""
-    error = {"type": str(refused.kind), "message": refused.message}
+    error: dict[str, Any] = {"type": str(refused.kind), "message": refused.message}
+    if refused.code == THREADS:
+        error["details"] = {"error_code": THREADS}
     return {"type": "error", "error": error, "request_id": request_id}
 
 

@@ -16,7 +16,7 @@ import msgspec
 from rollout.turn import FinishReason, Message
 from rollout.wire.asked import Asked, Drawing, Form, Named, Reasoning, ToolChoice
 from rollout.wire.blocks import Block, heard, plain, said
-from rollout.wire.errors import invalid
+from rollout.wire.errors import THREADS, Kind, Refused, invalid
 from rollout.wire.history import opened
 from rollout.wire.reply import Finished, Usage, Whole
 from rollout.wire.request import (
@@ -82,6 +82,7 @@ class _Counted(Hinted, kw_only=True):
     thinking: _Thinking | None = None
     output_config: _Output | None = None
     chat_template_kwargs: Object | None = None
+    thread: Any = None
 
 
 class _Request(_Counted, kw_only=True):
@@ -116,6 +117,9 @@ def counted(tokens: int) -> dict[str, Any]:
 
 
 def _asked(request: _Counted, limit: int | None, drawing: Drawing, stop: tuple[str, ...], stream: bool) -> Asked:
+    if request.thread is not None:
+        line = "thread: this server holds no conversations: send all of it each time"
+        raise Refused(Kind.INVALID, line, "thread", THREADS)
     given = [tool for tool in request.tools or () if tool.type in _OWN_TOOLS]
     for at, tool in enumerate(request.tools or ()):
         if tool.type in _OWN_TOOLS and tool.input_schema is None:

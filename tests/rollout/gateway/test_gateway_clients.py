@@ -147,6 +147,27 @@ async def test_calls_one_at_a_time() -> None:
         assert [block.type for block in message.content] == ["thinking", "text", "tool_use"]
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_the_tool_runner_of_anthropics_client_runs_its_tools(stream: bool) -> None:
+    """It asks for a thread first, and goes on without one when it is told that there are none."""
+    added: list[tuple[int, int]] = []
+
+    @anthropic.beta_async_tool
+    async def add(a: int, b: int) -> str:
+        """Adds two numbers."""
+        added.append((a, b))
+        return str(a + b)
+
+    async with running(scripted([f"I add.\n{CALL}\n{CALL}", "It is 3."])) as one, claude_of(one) as claude:
+        runner: Any = claude.beta.messages.tool_runner(
+            model=NAME, max_tokens=200, messages=ASK, tools=[add], stream=stream
+        )
+        said = [await item.get_final_message() if stream else item async for item in runner]
+        assert [message.stop_reason for message in said] == ["tool_use", "end_turn"]
+        assert said[-1].content[0].text == "It is 3." and added == [(1, 2), (1, 2)]
+        assert [message["role"] for message in one.policy.prompts[-1].messages] == ["user", "assistant", "tool", "tool"]
+
+
 async def test_models_in_both_forms() -> None:
     async with running(scripted(["x"])) as one, gpt_of(one) as gpt, claude_of(one) as claude:
         [listed] = [model async for model in gpt.models.list()]
