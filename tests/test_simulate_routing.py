@@ -5,7 +5,15 @@ import sys
 
 
 def test_the_router_finds_as_much_cached_as_hashing_and_is_balanced_better() -> None:
-    command = [sys.executable, "-m", "scripts.simulate_routing", "--replicas=24", "--slots=16", "--groups=288", "--room=1000000"]
+    command = [
+        sys.executable,
+        "-m",
+        "scripts.simulate_routing",
+        "--replicas=24",
+        "--slots=16",
+        "--groups=288",
+        "--room=1000000",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100)
     assert (done.returncode, done.stderr) == (0, "")
     cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in done.stdout.splitlines() if line[:1] == "│"]
