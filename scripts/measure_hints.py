@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 from dataclasses import replace
-from statistics import median
+from statistics import mean
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -80,24 +80,23 @@ async def main(options: argparse.Namespace) -> None:
 
 
 def show(found: dict[bool, list[Played]], options: argparse.Namespace) -> None:
-    """A line an arm, and their ratio in the median over rounds."""
+    """A line an arm, in the mean over rounds, and their ratio, with that of each round."""
     table = Table("calls", "episode", "first half", "all", "waiting", "cached")
     lines = {hints: [figures(played) for played in rounds] for hints, rounds in found.items()}
     for hints, name in ((False, "as they come"), (True, "late turns first")):
-        middle = [median(column) for column in zip(*lines[hints], strict=True)]
+        middle = [mean(column) for column in zip(*lines[hints], strict=True)]
         table.add_row(name, *(f"{value:.1f} s" for value in middle[:4]), f"{middle[4]:.1%}")
-    ratios = [
-        [one / other if other else 1.0 for one, other in zip(with_, without, strict=True)]
-        for with_, without in zip(lines[True], lines[False], strict=True)
-    ]
-    columns = list(zip(*ratios, strict=True))
-    table.add_row("ratio", *(f"{median(column):.2f} ({min(column):.2f}-{max(column):.2f})" for column in columns))
+    cells: list[str] = []
+    for with_, without in zip(zip(*lines[True], strict=True), zip(*lines[False], strict=True), strict=True):
+        each = [one / other if other else 1.0 for one, other in zip(with_, without, strict=True)]
+        cells.append(f"{sum(with_) / sum(without) if sum(without) else 1.0:.2f} ({min(each):.2f}-{max(each):.2f})")
+    table.add_row("ratio", *cells)
     console = Console(width=120)
     console.print(table)
     turns = sum(len(one.turns) for one in found[True][0].episodes)
     console.print(
         f"{options.groups * options.each} episodes with {turns} turns, {options.at_once} at once, {options.places} "
-        f"places, {options.priority_seconds:g} s a turn of priority, {options.rounds} rounds, median"
+        f"places, {options.priority_seconds:g} s a turn of priority, {options.rounds} rounds"
     )
 
 

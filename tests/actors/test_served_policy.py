@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
@@ -78,12 +79,24 @@ def cluster() -> Iterator[None]:
     ray.shutdown()
 
 
+async def all_heard_of(handle: Any, replicas: int) -> None:
+    """Serve tells this process of replicas, maybe of one after the other: until then one stands in for another."""
+    found, number = set[str](), 0
+    async with asyncio.timeout(60):
+        while replicas > 1 and len(found) < replicas:
+            policy = ServedPolicy(handle, replicas)
+            number += 1
+            asked = [policy.complete(prompt(f"first-{number}-{each}")) for each in range(2 * replicas)]
+            found = {completion.replica for completion in await asyncio.gather(*asked)}
+
+
 @asynccontextmanager
 async def served(replicas: int, new_engine: EngineFactory) -> AsyncIterator[ServedPolicy]:
     model = {"engine": "scripted", "turns": ["unused"], "replicas": replicas, "cpus_per_replica": 0.5}
     raw = {"run": {"dir": "unused"}, "model": {**model, "drain_seconds": 1}, "resource": {"name": "counter"}}
     handle = await deploy(validate(raw, "test"), "app", new_engine)
     try:
+        await all_heard_of(handle, replicas)
         yield ServedPolicy(handle, replicas, router=Router(RoutingConfig(uneven=0)))
     finally:
         await asyncio.to_thread(undeploy, "app")

@@ -202,6 +202,9 @@ def test_the_mean_is_kept_up_with_as_calls_come_and_go(replicas: int) -> None:
     one = router(replicas)
     places = [routed(one, f"s{number}") for number in range(50)]
     assert one._calls == 50
+    one.hear({"r0": Load(100, 20, 0.5, 0)}, 0.5)
+    assert one._calls == sum(replica.calls(0.5) for replica in one._replicas.values()) > 100
+    one.hear({"r0": Load(0, 0, 0.5, 0)}, 0.6)
     for place in places:
         one.ended(place)
     assert one._calls == 0
