@@ -138,12 +138,14 @@ def test_a_sample_realigned_once_can_be_again() -> None:
 @given(data=st.data())
 def test_a_history_told_anew_is_the_next_prompt_to_the_token(data: st.DataObject) -> None:
     tokens = st.lists(st.integers(1, 5), max_size=12)
-    first, sampled, prompt = data.draw(tokens), data.draw(tokens), data.draw(tokens)
+    prompts = tokens.filter(bool)
+    first, sampled, prompt = data.draw(prompts), data.draw(tokens), data.draw(prompts)
     samples = derived(row(turn(first, sampled), turn(prompt, [7], 1)), breaks="realign", drift=4).to_pylist()
     assert samples[-1]["token_ids"] == [*prompt, 7]
     if len(samples) == 1 and sampled:
         kept = sum(samples[0]["loss_mask"]) - 1
-        assert len(sampled) - kept <= min(4, (len(first) + len(sampled)) // 2)
+        untrained = prompt[0] == sampled[0]  # it may stand first now
+        assert len(sampled) - kept <= min(4, (len(first) + len(sampled)) // 2) + untrained
 
 
 def test_truncation_says_what_it_costs() -> None:
