@@ -177,6 +177,8 @@ class ScriptedConfig(ReplicatedConfig):
     engine: Literal["scripted"]
     turns: Annotated[tuple[str, ...], Field(min_length=1)]
     """What it says in turn 0, 1, ...; the last one repeats."""
+    max_model_len: PositiveInt | None = None
+    """How far it is said to reach, which is all the same to it; as far as the model at `path` when not given."""
     latency_seconds: Annotated[float, Field(ge=0)] = 0.0
     """Mean time a completion takes."""
     latency_spread: Annotated[float, Field(ge=0)] = 0.0

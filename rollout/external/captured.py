@@ -42,6 +42,7 @@ class CapturedEpisode:
     ends: float
     """When no call may begin any more, by `clock`."""
     model: str = ""
+    agent: str = "agent"
     context: int | None = None
     """Tokens that the model reaches."""
     trainable: bool = True
@@ -65,6 +66,8 @@ class CapturedEpisode:
     _calling: int = 0
     _reserved: int = 0
     _closed: bool = False
+    _names: dict[str, str] = field(default_factory=dict[str, str])
+    """What rows call the sessions within the program, by their ids."""
 
     def __post_init__(self) -> None:
         self._prompts = Prompts(self.template)
@@ -103,14 +106,18 @@ class CapturedEpisode:
             self._calling, self._reserved = self._calling - 1, self._reserved - most
 
     def keep(self, called: Called) -> None:
-        """See Scribe."""
+        """See Scribe. Sessions within the program have ids of its own; the first one is the agent, the others are
+        numbered."""
         if self._closed:  # nobody will read it: the row is written
             return
+        number = len(self._names) + 1
+        who = self._names.setdefault(called.agent, self.agent if number == 1 else f"{self.agent}.{number}")
+        called = replace(called, agent=who, trainable=self.trainable)
         self._turns += 1
         self._sampled += called.completion.num_sampled
         self.broken, self.full = None, False
         self._prompts.add(called)
-        self._capture.add(called if self.trainable else _untrained(called))
+        self._capture.add(called)
         if text := "".join(part.text for part in called.segments if part.kind == "content").strip():
             self.answer = text
 
@@ -166,7 +173,3 @@ class CapturedEpisode:
             self.end(StopReason.TIMEOUT)
         elif refused is None or refused.kind in _BROKEN:
             self.broken = Failure(FailureKind.MODEL, self.model, describe(error))
-
-
-def _untrained(called: Called) -> Called:
-    return replace(called, trainable=False)

@@ -127,6 +127,7 @@ class ExternalProgram:
             external.limits,
             time.monotonic() + seconds,
             model=external.model,
+            agent=external.agent.name,
             context=external.context,
             trainable=external.trainable,
             priced=external.priced,

@@ -131,7 +131,7 @@ def test_other_conversations_are_segments_and_the_longest_goes_on() -> None:
     assert turns[1][2] == "Yes." and turns[2][2] == "Done."
     assert [segment for segment, _, _ in turns] == [0, 0, 0, 1, 1, 2, 2, 3]
     assert [why for _, why, _ in turns if why] == [
-        "another agent of the program: below",
+        "another agent of the program: agent.2",
         "the program asked the same again",
         "the program sums up the conversation",
     ]
