@@ -9,6 +9,7 @@ import signal
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import psutil
 
@@ -106,8 +107,9 @@ async def _within(seconds: float, event: asyncio.Event) -> bool:
 
 
 def _tell(transport: asyncio.SubprocessTransport, text: str) -> None:
-    stdin = transport.get_pipe_transport(0)
-    assert isinstance(stdin, asyncio.WriteTransport)
+    stdin = cast(asyncio.WriteTransport, transport.get_pipe_transport(0))
+    if stdin.is_closing():  # it has ended already
+        return
     stdin.write(text.encode("utf-8", "replace"))
     stdin.write_eof()
 

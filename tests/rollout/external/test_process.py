@@ -9,12 +9,20 @@ from pathlib import Path
 
 import psutil
 import pytest
+import uvloop
 from hosted import PATIENT
 
 from rollout.external.launch import Launch
 from rollout.external.process import Ran, run_process
 
 CHILD = "import os, sys, time; open('{file}', 'w').write(str(os.getpid())); {own}time.sleep(600)"
+
+
+@pytest.fixture(params=[asyncio.DefaultEventLoopPolicy, uvloop.EventLoopPolicy], ids=["asyncio", "uvloop"])
+def event_loop_policy(request: pytest.FixtureRequest) -> asyncio.AbstractEventLoopPolicy:
+    """Runners have uvloop's loop, tests asyncio's."""
+    policy: asyncio.AbstractEventLoopPolicy = request.param()
+    return policy
 
 
 def python(code: str, stdin: str = "") -> Launch:
