@@ -104,6 +104,7 @@ async def running(
     key: str | None = None,
     episodes: Episodes | None = None,
     store: ResponseStore | None = None,
+    holds: int | None = None,
     **others: Any,
 ) -> AsyncGenerator[Running]:
     """The gateway on a port of its own."""
@@ -115,6 +116,8 @@ async def running(
         episodes,
     )
     with socket.socket() as listening:
+        if holds is not None:
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, holds)
         listening.bind(("127.0.0.1", 0))
         listening.listen()
         server = uvicorn.Server(uvicorn.Config(gateway, log_level="critical", lifespan="off", ws="none"))

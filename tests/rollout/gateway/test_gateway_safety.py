@@ -132,14 +132,14 @@ async def test_a_client_that_does_not_read_is_cut_off_and_frees_the_engine() -> 
     """It is sent more than what the sockets between the two hold."""
     policy = scripted([WORDS * 400], latency=60.0, piece=1)
     policy.inner = Flood(policy.inner)  # type: ignore[assignment]
-    async with running(policy, GatewayConfig(slow_seconds=0.2, name=NAME)) as one:
+    async with running(policy, GatewayConfig(slow_seconds=0.2), holds=4096) as one:
         host, _, port = one.url.removeprefix("http://").partition(":")
         with socket.socket() as slow:
             slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             slow.connect((host, int(port)))
             slow.sendall(raw("/v1/chat/completions", body("", stream=True)))
             await until(lambda: one.policy.running == 1)
-            await asyncio.wait_for(one.policy.ended.wait(), 20)
+            await asyncio.wait_for(one.policy.ended.wait(), 60)
         await until(lambda: one.gateway.counts.slow == 1)
         assert one.gateway.counts.running == 0
 
