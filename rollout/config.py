@@ -90,11 +90,7 @@ def find_conf(name: str) -> Path:
         return path
     folder = PACKAGED if PACKAGED.is_dir() else CHECKOUT
     place = Path(*path.parts[1:]) if path.parts[:1] == ("conf",) else path
-    if place.parent in (
-        Path(),
-        Path("agents"),
-        Path("external"),
-    ):  # not for any path that ends so: another job would be run
+    if str(place.parent) in (".", "agents", "external"):  # not for any path that ends so: another job would be run
         for example in (folder / place, folder / f"{place}.yaml"):
             if example.is_file():
                 return example
