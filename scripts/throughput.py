@@ -229,7 +229,8 @@ async def raw(config: VllmConfig, at_once: int) -> None:
         async def slot() -> None:
             nonlocal total
             for place, episode in waiting:
-                total += await turns(episode, f"{number}-{place}")
+                got = await turns(episode, f"{number}-{place}")
+                total += got
 
         await asyncio.gather(*(slot() for _ in range(at_once)))
         return total
@@ -334,6 +335,10 @@ async def main(options: argparse.Namespace) -> None:
                     one, episodes = await parts.play(number)
                     other = await asyncio.wait_for(asyncio.to_thread(alone.play, episodes), RAW_SECONDS)
                     assert one.tokens == other.tokens, (one.tokens, other.tokens)
+                    print(
+                        f"round {number}: {one.rate:,.0f}/s and {other.rate:,.0f}/s, {one.rate / other.rate:.3f}",
+                        flush=True,
+                    )
                     if number:  # the first one warms up
                         through.append(one)
                         again.append(other)
@@ -346,7 +351,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--model", choices=("135m", "bundled"), default="bundled")
     parser.add_argument("--at-once", type=int, default=128, help="episodes")
-    parser.add_argument("--episodes", type=int, default=None, help="a round; twice or four times as many as at once")
+    parser.add_argument("--episodes", type=int, default=None, help="a round; twice as many as at once")
     parser.add_argument("--tokens", type=int, default=None, help="of a turn at most; 48 of 135m, 256 of the bundled")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of an engine")
     parser.add_argument("--rounds", type=int, default=4)
@@ -356,7 +361,7 @@ if __name__ == "__main__":
         asyncio.run(raw(VllmConfig.model_validate_json(given.raw.read_text()), given.at_once))
         sys.exit()
     os.environ["OMP_NUM_THREADS"] = str(given.threads)  # Ray would allot a replica as many as it has CPUs
-    given.episodes = given.episodes or (2 if given.model == "135m" else 4) * given.at_once
+    given.episodes = given.episodes or 2 * given.at_once
     given.tokens = given.tokens or (48 if given.model == "135m" else 256)
     connect("local")
     try:
