@@ -295,7 +295,10 @@ def show(through: list[Round], alone: list[Round], options: argparse.Namespace) 
             for side in (through, alone)
         ]
         table.add_row(part, *row)
+    whole = [sum(sum(one.cpu.values()) for one in side) / sum(one.tokens for one in side) for side in (through, alone)]
+    table.add_row("all", *(f"{1000 * seconds:.3f}" for seconds in whole))
     console.print(table)
+    console.print(f"where the CPU is what is short, {whole[1] / whole[0]:.3f} of vLLM alone is to be had")
     turns = "" if options.model == "bundled" else f", turns of {options.tokens} tokens"
     console.print(f"{options.model}, {options.episodes} episodes a round, {options.at_once} at once{turns}")
 
